@@ -1,0 +1,1 @@
+"""Contrast pairs in, steering vector out: one method, one file, one formula."""

@@ -1,0 +1,112 @@
+"""Mean difference of contrast pairs: v = mean_i (h(x_i+) - h(x_i-)).
+
+Also called difference of means, and contrastive activation addition when read at an
+answer token (arXiv 2312.06681). Streamed: float64 moments of the pair differences are
+all that is kept, so memory does not grow with the number of pairs.
+"""
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from steergauge.activations import Reader, length_sorted
+from steergauge.errors import BadPairs
+from steergauge.prompts import ContrastPair, chat_template_hash, pairs_hash
+from steergauge.split import LanguageModel
+from steergauge.streaming import Moments
+from steergauge.vector import Provenance, Site, SteeringVector
+
+NUM_NORMS = 1024
+"""The median norm is taken over at most so many texts, so that memory is bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """A vector and how well the pairs determine it.
+
+    Attributes:
+        vector: the mean difference.
+        differences: moments of the pairs' differences.
+        standard_error: Euclidean length of the mean's sampling error.
+    """
+
+    vector: SteeringVector
+    differences: Moments
+
+    @property
+    def standard_error(self) -> float:
+        """sqrt(tr Cov / n): how long the error of v is, in the units of the stream."""
+        total = float(self.differences.variance.sum())
+        return (total / self.differences.count) ** 0.5
+
+
+def mean_difference(
+    lm: LanguageModel,
+    pairs: Sequence[ContrastPair],
+    reader: Reader,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Extraction:
+    """The mean difference of `pairs` at the reader's site.
+
+    Args:
+        lm: the model; only its blocks 0..layer are run.
+        pairs: contrast pairs.
+        reader: layer, position rule and chat template.
+        batch_size: pairs that go through the model together.
+        seed: recorded as the seed of the pairs' selection.
+        progress: called with the number of pairs done since the last call.
+
+    Raises:
+        BadPairs: there are none, or they lack the position that is read.
+        LayerOutOfRange: the model has no such block.
+    """
+    if not pairs:
+        raise BadPairs(
+            "no contrast pairs were given.", remedy="Give at least two pairs."
+        )
+    moments, norms = Moments.empty(lm.d_model), []
+    grouped = ((pair.positive, pair.negative) for pair in pairs)
+    for batch in length_sorted(grouped, batch_size):
+        plus, minus = zip(*batch, strict=True)
+        rows = reader.read(lm, [*plus, *minus])
+        moments = moments.update(rows[: len(batch)] - rows[len(batch) :])
+        if len(norms) < NUM_NORMS:
+            norms.extend(torch.linalg.vector_norm(rows, dim=-1).tolist())
+        if progress:
+            progress(len(batch))
+    vector = SteeringVector(
+        direction=moments.mean.float(),
+        site=Site(reader.layer),
+        provenance=_provenance(lm, pairs, reader, seed, norms),
+    )
+    return Extraction(vector, moments)
+
+
+def _provenance(
+    lm: LanguageModel,
+    pairs: Sequence[ContrastPair],
+    reader: Reader,
+    seed: int,
+    norms: list[float],
+) -> Provenance:
+    libraries = ("steergauge", "torch", "transformers")
+    return Provenance(
+        method="mean_difference",
+        position=reader.position.rule,
+        model=lm.name,
+        revision=lm.revision,
+        fingerprint=lm.fingerprint,
+        chat_template=chat_template_hash(lm, reader.chat),
+        pairs=pairs_hash(pairs),
+        num_pairs=len(pairs),
+        seed=seed,
+        median_norm=float(torch.tensor(norms).median()),
+        versions={name: importlib.metadata.version(name) for name in libraries}
+        | {"python": platform.python_version()},
+    )
