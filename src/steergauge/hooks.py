@@ -11,7 +11,7 @@ A block returns either the stream or a tuple that starts with it; both are handl
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from steergauge.types import Edit, Stream
 
 
-class _PassEnds(Exception):  # noqa: N818 - a signal, not an error
+class _PassEnds(Exception):
     """Raised by a hook once nothing above its block is needed."""
 
 
@@ -35,7 +35,7 @@ def like(output: Any, stream: Stream) -> Any:
 
 @contextmanager
 def recording(
-    blocks: Sequence[nn.Module], layers: Sequence[int], *, stop: bool = False
+    blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool = False
 ) -> Iterator[dict[int, Stream]]:
     """Yield a dict that forward passes inside the `with` fill with {layer: h_l}.
 
@@ -60,14 +60,12 @@ def recording(
         for layer in sorted(set(layers)):
             handle = blocks[layer].register_forward_hook(hook_at(layer))
             stack.callback(handle.remove)
-        try:
+        with suppress(_PassEnds):
             yield streams
-        except _PassEnds:
-            pass
 
 
 @contextmanager
-def editing(blocks: Sequence[nn.Module], edits: Mapping[int, Edit]) -> Iterator[None]:
+def editing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> Iterator[None]:
     """Replace h_l by `edits[l](h_l)` in every forward pass inside the `with`."""
 
     def hook_for(edit: Edit) -> Callable[..., Any]:
@@ -85,7 +83,7 @@ def editing(blocks: Sequence[nn.Module], edits: Mapping[int, Edit]) -> Iterator[
 
 @contextmanager
 def entering(
-    blocks: Sequence[nn.Module], layer: int, stream: Stream, forms: Sequence[int | None]
+    blocks: nn.ModuleList, layer: int, stream: Stream, forms: Sequence[int | None]
 ) -> Iterator[None]:
     """Make blocks 0..`layer` return `stream` at no cost: the model starts above them.
 

@@ -86,7 +86,7 @@ class Add:
 
     @property
     def displacement(self) -> Tensor:
-        """alpha v, in float32."""
+        """The step alpha v, in float32."""
         return self.vector.direction.float() * self.alpha
 
 

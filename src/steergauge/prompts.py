@@ -166,6 +166,26 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
+def read_labelled(path: str | Path) -> tuple[list[str], list[str]]:
+    """High and low texts from a file of {"text": ..., "label": 1 or 0} a line.
+
+    Raises:
+        NoSuchFile: there is no such file.
+        BadPrompts: it is empty, or a line is malformed; the line's number is named.
+    """
+    sides: tuple[list[str], list[str]] = ([], [])
+    for number, line in _lines(path, BadPrompts, "labelled text"):
+        row = _json(path, number, line, BadPrompts)
+        good = isinstance(row, dict) and isinstance(row.get("text"), str)
+        if not good or row.get("label") not in (0, 1):
+            raise BadPrompts(
+                f"line {number} of {path} is no labelled text: {line[:60]!r}.",
+                remedy='Write {"text": "...", "label": 1} (high) or 0 (low) a line.',
+            )
+        sides[0 if row["label"] else 1].append(row["text"])
+    return sides
+
+
 def pairs_hash(pairs: Sequence[ContrastPair]) -> str:
     """A short hash of the pairs' texts and order."""
     return short_hash(repr([(p.positive, p.negative) for p in pairs]))

@@ -26,6 +26,6 @@ def kl(
 def log_likelihood(
     logits: Float[Tensor, "*tokens d_vocab"], ids: Int[Tensor, "*tokens"]
 ) -> Float[Tensor, "*tokens"]:
-    """log p(token) per token, in nats; `logits[t]` predicts `ids[t]`."""
+    """Log-probability of each token, in nats; `logits[t]` predicts `ids[t]`."""
     chosen = logits.double().log_softmax(-1).gather(-1, ids[..., None])
     return chosen.squeeze(-1)

@@ -38,7 +38,7 @@ from steergauge.errors import (
     NotTheSuffix,
 )
 from steergauge.hooks import editing, entering, form_of, recording
-from steergauge.types import Edit, Logits, Mask, Stream, TokenIds
+from steergauge.types import Edit, Logits, Mask, SeenMask, Stream, TokenIds
 
 if TYPE_CHECKING:
     from steergauge.generation import Sample
@@ -96,7 +96,7 @@ class LanguageModel:
     def logits(
         self,
         ids: TokenIds,
-        mask: Mask,
+        mask: SeenMask,
         *,
         edits: Mapping[int, Edit] | None = None,
         cache: DynamicCache | None = None,
@@ -117,7 +117,7 @@ class LanguageModel:
     def prefix(
         self,
         ids: TokenIds,
-        mask: Mask,
+        mask: SeenMask,
         *,
         layer: int,
         cache: DynamicCache | None = None,
@@ -132,23 +132,24 @@ class LanguageModel:
     def streams(
         self,
         ids: TokenIds,
-        mask: Mask,
+        mask: SeenMask,
         *,
         layers: Sequence[int],
         edits: Mapping[int, Edit] | None = None,
         cache: DynamicCache | None = None,
     ) -> dict[int, Stream]:
-        """h_l for several l in one pass that ends after the last of them."""
+        """Streams h_l, as edited, in one pass that ends after the last of `layers`."""
         past = None if cache is None else copy.deepcopy(cache)
-        hooks = editing(self.blocks, edits or {})
-        with recording(self.blocks, layers, stop=True) as streams, hooks:
+        edited = editing(self.blocks, edits or {})
+        # Hooks fire in the order of registration: what is recorded is the edited h_l.
+        with edited, recording(self.blocks, layers, stop=True) as streams:
             self._run(mask, ids.shape[1], past, 1, input_ids=ids)
         return streams
 
     def suffix(
         self,
         stream: Stream,
-        mask: Mask,
+        mask: SeenMask,
         *,
         layer: int,
         cache: DynamicCache | None = None,
@@ -169,7 +170,7 @@ class LanguageModel:
     def _suffix(
         self,
         stream: Stream,
-        mask: Mask,
+        mask: SeenMask,
         *,
         layer: int,
         cache: DynamicCache | None = None,
@@ -182,7 +183,7 @@ class LanguageModel:
 
     def _run(
         self,
-        mask: Mask,
+        mask: SeenMask,
         num_pos: int,
         cache: DynamicCache | None,
         keep: int,
@@ -227,7 +228,11 @@ class LanguageModel:
             return worst
         ids, mask = self._specimen()
         whole = self.logits(ids, mask)
-        for layer, stream in self.streams(ids, mask, layers=todo).items():
+        streams = self.streams(ids, mask, layers=todo)
+        # Another text in between: what a block leaves for a later one past the stream
+        # would otherwise still be there from this text, and hide itself.
+        self.logits(ids.roll(1, dims=-1), mask)
+        for layer, stream in streams.items():
             error = (self._suffix(stream, mask, layer=layer) - whole).abs()
             deviation = float(error[mask].max())
             tolerance = LAW_TOLERANCE.get(self.dtype, 0.05)
@@ -305,8 +310,9 @@ def load(
     if isinstance(model, str):
         source = _source(model)
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
-        tokenizer = tokenizer or _load_tokenizer(source, name, options)
+        # In this order, for a misspelt id has no tokenizer either.
         model = _load_model(source, name, dtype, options)
+        tokenizer = tokenizer or _load_tokenizer(source, name, options)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if tokenizer is None:
         raise NoTokenizer(
@@ -353,7 +359,8 @@ def _forms(model: Any, blocks: nn.ModuleList) -> tuple[int | None, ...]:
     ]
     try:
         with torch.no_grad():
-            model(torch.zeros(1, 1, dtype=torch.long, device=model.device))
+            ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            model(ids, attention_mask=torch.ones_like(ids))
     finally:
         for handle in handles:
             handle.remove()
@@ -391,7 +398,9 @@ def _source(model: str) -> str:
 
 def _load_model(source: str, name: str, dtype: str, options: dict[str, Any]) -> Any:
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, **options
+        )
     except Exception as error:
         raise CannotLoadModel(
             f"the model {name} could not be loaded: {_first_line(error)}",
@@ -400,6 +409,13 @@ def _load_model(source: str, name: str, dtype: str, options: dict[str, Any]) -> 
             remedy="Check the name; for a gated model log in with `hf auth login`; "
             "for code that comes with the weights add --trust-remote-code.",
         ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise CannotLoadModel(
+            f"the files of the model {name} lack {len(missing)} of its weights, such "
+            f"as {missing[0]}; transformers would fill them with random numbers.",
+            cause="The download is not complete, or it is no causal language model.",
+            remedy="Download or save it again, whole.",
+        )
     return model.eval()
 
 

@@ -4,7 +4,9 @@ Axis names used in annotations all over the package:
 
 =========  ==========================================================================
 batch      rows that go through the model together
-pos        token positions of one row, padding included
+pos        token positions of one pass, padding included
+seen       the cache's token positions and then those of the pass
+kept       positions whose logits were asked for: the last few, or all
 d_model    width of the residual stream
 d_vocab    size of the vocabulary, i.e. the last axis of the logits
 layer      decoder blocks, 0-based; block `l` means its *output*
@@ -28,7 +30,7 @@ Rows = Float[Tensor, "rows d_model"]
 Direction = Float[Tensor, " d_model"]
 """A direction of the residual stream, such as a steering vector's."""
 
-Logits = Float[Tensor, "batch pos d_vocab"]
+Logits = Float[Tensor, "batch kept d_vocab"]
 """Unnormalised log-probabilities of the next token."""
 
 TokenIds = Int[Tensor, "batch pos"]
@@ -36,6 +38,9 @@ TokenIds = Int[Tensor, "batch pos"]
 
 Mask = Bool[Tensor, "batch pos"]
 """True at real tokens, False at padding."""
+
+SeenMask = Bool[Tensor, "batch seen"]
+"""The same over the cache's positions and then those of the pass."""
 
 Edit = Callable[[Stream], Stream]
 """A map h -> h' of the whole stream of one forward pass."""

@@ -196,9 +196,8 @@ def load_vector(path: str | Path) -> SteeringVector:
     try:
         with safe_open(source, framework="pt") as file:
             metadata = file.metadata() or {}
-            direction = (
-                file.get_tensor("direction") if "direction" in file.keys() else None
-            )
+            names = list(file.keys())
+            direction = file.get_tensor("direction") if "direction" in names else None
     except SafetensorError as error:
         raise CorruptVector(
             f"{source} cannot be read as safetensors: {error}",

@@ -1,0 +1,83 @@
+"""Matched nulls: directions that are like v in everything but what v is said to be.
+
+All have v's norm and site. *Random* directions ask whether any step of this length
+would do; *sign flips*, mean_i s_i (h(x_i+) - h(x_i-)) with s_i = +-1, ask the same
+within the span of the very differences that made v, which isotropic directions nearly
+miss (arXiv 2608.24335); *perpendicular* ones are the v_perp of arXiv 2602.06801.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from steergauge.activations import Reader, length_sorted
+from steergauge.prompts import ContrastPair
+from steergauge.split import LanguageModel
+from steergauge.vector import SteeringVector
+
+
+def random_direction(vector: SteeringVector, *, seed: int) -> SteeringVector:
+    """An isotropic random direction of v's norm."""
+    drawn = _normal(len(vector.direction), seed)
+    return _matched(vector, drawn, f"random direction, seed {seed}")
+
+
+def perpendicular(vector: SteeringVector, *, seed: int) -> SteeringVector:
+    """v_perp: an isotropic random direction perpendicular to v, of v's norm."""
+    unit = vector.direction.double() / vector.norm
+    drawn = _normal(len(unit), seed)
+    # Twice, because one projection leaves a remainder of the order of rounding.
+    for _ in range(2):
+        drawn = drawn - (drawn @ unit) * unit
+    return _matched(vector, drawn, f"perpendicular direction, seed {seed}")
+
+
+def total(first: SteeringVector, second: SteeringVector, parent: str) -> SteeringVector:
+    """The vector first + second, at the site of the first."""
+    return first.with_direction(first.direction + second.direction, parent)
+
+
+def sign_flips(
+    lm: LanguageModel,
+    vector: SteeringVector,
+    pairs: Sequence[ContrastPair],
+    reader: Reader,
+    *,
+    num: int,
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[SteeringVector]:
+    """`num` means of randomly signed pair differences, of v's norm."""
+    generator = torch.Generator().manual_seed(seed)
+    sums = torch.zeros(num, lm.d_model, dtype=torch.float64)
+    grouped = ((pair.positive, pair.negative) for pair in pairs)
+    for batch in length_sorted(grouped, batch_size):
+        plus, minus = zip(*batch, strict=True)
+        rows = reader.read(lm, [*plus, *minus])
+        differences = rows[: len(batch)] - rows[len(batch) :]
+        signs = torch.randint(0, 2, (num, len(batch)), generator=generator) * 2 - 1
+        sums += signs.double() @ differences
+    return [
+        _matched(vector, row, f"sign flip {i} of the pairs, seed {seed}")
+        for i, row in enumerate(sums)
+    ]
+
+
+def rescaled(vector: SteeringVector, like: SteeringVector) -> SteeringVector:
+    """`vector` with the norm of `like`."""
+    parent = vector.provenance.parent or vector.provenance.method
+    return _matched(vector, vector.direction.double(), f"{parent}, rescaled", like.norm)
+
+
+def _normal(width: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(width, generator=generator, dtype=torch.float64)
+
+
+def _matched(
+    vector: SteeringVector, drawn: Tensor, parent: str, norm: float | None = None
+) -> SteeringVector:
+    length = torch.linalg.vector_norm(drawn)
+    scaled = drawn * ((vector.norm if norm is None else norm) / length)
+    return vector.with_direction(scaled.float(), parent)

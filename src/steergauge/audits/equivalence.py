@@ -1,0 +1,207 @@
+"""T3, behavioural equivalence: is the lift of v' that of v, within a stated margin?
+
+Two one-sided tests on the lift (TOST), never the absence of a significant difference:
+a small |d| from few samples is noise, not equivalence. EQUIVALENT needs both the 5 %
+quantile of L(v') - (1 - m) L(v) above 0 and the 95 % quantile of L(v') - (1 + m) L(v)
+below 0, with the margin m set beforehand. A score is one shadow of a distribution:
+equal lifts do not make equal texts (see divergence).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from steergauge.audits.finding import Control, Finding, Verdict
+from steergauge.statistics import (
+    Draws,
+    Estimate,
+    Table,
+    Tost,
+    estimate,
+    prompts_to_decide,
+    tost,
+    two_way_bootstrap,
+)
+
+MARGIN = 0.2
+MINIMUM_PROMPTS = 50
+QUANTITY = "difference of lifts L(v') - L(v) (probe score, 0 to 1)"
+
+EXPECTATIONS = {
+    "unsteered": ("no steering at all differs from v", {Verdict.DIFFERENT}),
+    "v_again": (
+        "v with fresh random numbers does not differ from v",
+        {Verdict.EQUIVALENT, Verdict.INCONCLUSIVE},
+    ),
+    "minus_v": ("-v differs from v", {Verdict.DIFFERENT}),
+    "random": ("random steps of v's norm differ from v", {Verdict.DIFFERENT}),
+    "other_trait": (
+        "other traits' vectors at v's norm differ from v",
+        {Verdict.DIFFERENT},
+    ),
+}
+"""Controls with known answers: what must come out if the comparison can tell."""
+
+
+def equivalence(
+    lifts: Mapping[str, Table],
+    candidate: str,
+    *,
+    subject: str,
+    manipulation: Verdict,
+    num_samples: int,
+    margin: float = MARGIN,
+    seed: int = 0,
+) -> Finding:
+    """Whether the lift of `candidate` equals that of `v` within `margin`.
+
+    Args:
+        lifts: tables (directions, prompts) of score minus unsteered score, positive
+            in the direction of alpha: `v`, the candidate and any controls.
+        candidate: key of the vector, or family of vectors, that is compared with v.
+        subject: how a reader knows it; empty for the run's main comparison.
+        manipulation: verdict of T1 on v; anything but PASS makes this UNINFORMATIVE.
+        num_samples: samples a prompt behind each entry.
+        margin: largest relative difference that still counts as the same.
+        seed: of the bootstrap.
+    """
+    draws = two_way_bootstrap(lifts, seed=seed)
+    seen = _compare(lifts, draws, candidate, margin)
+    num_prompts = lifts["v"].shape[1]
+    verdict, reasons = _judge(seen, manipulation, num_prompts)
+    return Finding(
+        audit="equivalence",
+        code="T3",
+        subject=subject,
+        claim=f"{subject or 'v + v_perp'} does what v does to the trait "
+        f"(within {margin:.0%} of its lift).",
+        quantity=QUANTITY,
+        estimate=seen.difference,
+        null=f"within {margin:.0%} of L(v) = {seen.reference:+.3f}",
+        verdict=verdict,
+        reasons=tuple(reasons),
+        controls=tuple(_controls(lifts, draws, candidate, margin)),
+        num_prompts=num_prompts,
+        num_samples=num_samples,
+        details={
+            "reference_lift": seen.reference,
+            "candidate_lift": seen.candidate,
+            "margin": margin,
+            "tost_above": seen.test.above,
+            "tost_below": seen.test.below,
+            "prompts_to_decide": seen.prompts_to_decide,
+        },
+    )
+
+
+def without_probe(subject: str) -> Finding:
+    """The comparison of a run without a probe: it cannot be made."""
+    return Finding(
+        audit="equivalence",
+        code="T3",
+        subject=subject,
+        claim=f"{subject or 'v + v_perp'} does what v does to the trait.",
+        quantity=QUANTITY,
+        estimate=None,
+        null="",
+        verdict=Verdict.UNINFORMATIVE,
+        reasons=("No probe was given, so the trait cannot be scored.",),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    reference: float
+    candidate: float
+    difference: Estimate
+    test: Tost
+    prompts_to_decide: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of the numbers alone; the margin was set beforehand, so it goes first."""
+        if self.test.equivalent:
+            return Verdict.EQUIVALENT
+        if self.difference.excludes_zero:
+            return Verdict.DIFFERENT
+        return Verdict.INCONCLUSIVE
+
+
+def _compare(
+    lifts: Mapping[str, Table], draws: Mapping[str, Draws], name: str, margin: float
+) -> _Comparison:
+    gap = lifts[name] - lifts["v"]
+    reference = float(lifts["v"].mean())
+    return _Comparison(
+        reference=reference,
+        candidate=float(lifts[name].mean()),
+        difference=estimate(gap, draws[name] - draws["v"]),
+        test=tost(draws["v"], draws[name], margin=margin),
+        prompts_to_decide=prompts_to_decide(gap.mean(0), margin * reference),
+    )
+
+
+def _judge(
+    seen: _Comparison, manipulation: Verdict, num_prompts: int
+) -> tuple[Verdict, list[str]]:
+    difference = seen.difference
+    numbers = (
+        f"L(v') = {seen.candidate:+.3f} against L(v) = {seen.reference:+.3f}; the "
+        f"difference is {difference.value:+.3f} [{difference.low:+.3f}, "
+        f"{difference.high:+.3f}]."
+    )
+    if manipulation is not Verdict.PASS:
+        return Verdict.UNINFORMATIVE, [
+            f"v failed its manipulation check ({manipulation}); two vectors that do "
+            "nothing are equal and mean nothing.",
+            numbers,
+        ]
+    power = (
+        f"About {seen.prompts_to_decide} prompts would decide if the two were truly "
+        "the same (80 % power)."
+    )
+    if num_prompts < MINIMUM_PROMPTS and seen.verdict is Verdict.EQUIVALENT:
+        return Verdict.INCONCLUSIVE, [
+            numbers,
+            f"Both one-sided tests pass, but on {num_prompts} prompts; an equivalence "
+            f"is stated from {MINIMUM_PROMPTS} on.",
+        ]
+    if seen.verdict is Verdict.EQUIVALENT:
+        reasons = [numbers, f"Both one-sided 5 % tests of {seen.test.margin:.0%} pass."]
+        if difference.excludes_zero:
+            reasons.append(
+                "The difference is nevertheless measurably not 0: equal within the "
+                "margin, not identical."
+            )
+        return Verdict.EQUIVALENT, reasons
+    if seen.verdict is Verdict.DIFFERENT:
+        return Verdict.DIFFERENT, [numbers, "Its 95 % interval excludes 0."]
+    return Verdict.INCONCLUSIVE, [
+        numbers,
+        "Neither equality within the margin nor a difference is shown.",
+        power,
+    ]
+
+
+def _controls(
+    lifts: Mapping[str, Table],
+    draws: Mapping[str, Draws],
+    candidate: str,
+    margin: float,
+) -> list[Control]:
+    controls = []
+    for name, (expected, allowed) in EXPECTATIONS.items():
+        if name not in lifts or name == candidate:
+            continue
+        seen = _compare(lifts, draws, name, margin)
+        verdict = seen.verdict
+        controls.append(
+            Control(name, expected, seen.difference, str(verdict), verdict in allowed)
+        )
+    return controls
+
+
+def oriented(table: Table, alpha: float) -> Table:
+    """Lifts counted as positive in the direction that alpha's sign promises."""
+    return table * np.sign(alpha)

@@ -1,0 +1,1 @@
+"""What to run, where it is kept, and how it becomes findings."""

@@ -1,0 +1,161 @@
+"""From stored rows to the arrays that audits take, and the dose curve.
+
+A table has one row per random direction of a family (`perp[0]`, `perp[1]`, ... are one
+family) and one column per prompt; an entry is the mean over that cell's samples.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from steergauge.generation import Arm
+from steergauge.probes import Probe
+from steergauge.runs.store import Rows
+from steergauge.statistics import Estimate, Table, estimate, two_way_bootstrap
+
+PERPLEXITY_LIMIT = 1.5
+"""A text is coherent while its perplexity under the unsteered model is at most so many
+times that of unsteered texts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dose:
+    """One strength of the dose curve.
+
+    Attributes:
+        alpha: the strength.
+        step: ||alpha v|| as a share of the median ||h||.
+        lift: of the probe score over unsteered; None without a probe.
+        nats: sequence KL from unsteered.
+        perplexity_ratio: perplexity under the unsteered model, over unsteered texts'.
+    """
+
+    alpha: float
+    step: float
+    lift: Estimate | None
+    nats: Estimate
+    perplexity_ratio: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class DoseCurve:
+    """Strengths in both directions, and the one that they recommend.
+
+    Attributes:
+        doses: by strength, 0 left out.
+        recommended: largest strength at which texts stay coherent both ways.
+        coherent: whether there is any such strength; else the smallest is taken.
+    """
+
+    doses: tuple[Dose, ...]
+    recommended: float
+    coherent: bool
+
+
+def with_scores(rows: Rows, probe: Probe | None) -> Rows:
+    """The rows with the probe's score of each text, or None."""
+    values = probe([row["text"] for row in rows]).tolist() if probe else None
+    return [
+        row | {"score": values[i] if values else None} for i, row in enumerate(rows)
+    ]
+
+
+def per_prompt(rows: Rows, column: str, by: str = "arm") -> dict[str, np.ndarray]:
+    """Means over samples, (prompts,) by arm, prompts in order."""
+    cells: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        arm = cells.setdefault(row[by], {})
+        arm.setdefault(row["prompt_index"], []).append(row[column])
+    return {
+        name: np.array([np.mean(arm[index]) for index in sorted(arm)])
+        for name, arm in cells.items()
+    }
+
+
+def families(columns: Mapping[str, np.ndarray]) -> dict[str, Table]:
+    """Columns of one family stacked: {"perp": (directions, prompts), ...}.
+
+    Rivals (`against[name]`) stay apart: they are vectors, not draws of one.
+    """
+    grouped: dict[str, list[np.ndarray]] = {}
+    for name, column in columns.items():
+        family = name if name.startswith("against[") else name.partition("[")[0]
+        grouped.setdefault(family, []).append(column)
+    return {family: np.stack(rows) for family, rows in grouped.items()}
+
+
+def lifts(rows: Rows) -> dict[str, Table]:
+    """Score minus unsteered score, per family; `unsteered` itself is 0."""
+    scores = per_prompt(rows, "score")
+    base = scores["unsteered"]
+    return families({name: column - base for name, column in scores.items()})
+
+
+def perplexity(rows: Rows, arm: str) -> float:
+    """Exponential of the mean -log P a token of an arm's texts."""
+    own = [row for row in rows if row["arm"] == arm]
+    tokens = sum(row["num_tokens"] for row in own)
+    return float(np.exp(sum(row["nll"] for row in own) / max(1, tokens)))
+
+
+def dose_curve(
+    texts: Rows,
+    scores: Rows,
+    arms: Mapping[str, Arm],
+    probe: Probe | None,
+    *,
+    step_unit: float,
+) -> DoseCurve:
+    """Lift, divergence and coherence by strength, and the strength they recommend.
+
+    Args:
+        texts: the stage's texts.
+        scores: their KL from unsteered and -log P under the unsteered model.
+        arms: the stage's arms.
+        probe: None if texts cannot be scored.
+        step_unit: ||v|| as a share of the median ||h||.
+    """
+    nats = families(per_prompt(scores, "nats"))["dose"]
+    names = [name for name in arms if name != "unsteered"]
+    lift = lifts(with_scores(texts, probe))["dose"] if probe else None
+    base = perplexity(scores, "unsteered")
+    doses = []
+    for i, name in enumerate(names):
+        steering = arms[name].intervention
+        assert steering is not None
+        doses.append(
+            Dose(
+                alpha=steering.alpha,
+                step=abs(steering.alpha) * step_unit,
+                lift=None if lift is None else _alone(lift[i]),
+                nats=_alone(nats[i]),
+                perplexity_ratio=perplexity(scores, name) / base,
+            )
+        )
+    doses.sort(key=lambda dose: dose.alpha)
+    return _recommend(tuple(doses))
+
+
+def _alone(column: np.ndarray) -> Estimate:
+    table = column[None, :]
+    return estimate(table, two_way_bootstrap({"": table})[""])
+
+
+def _recommend(doses: tuple[Dose, ...]) -> DoseCurve:
+    """The largest |alpha| up to which both directions stay coherent."""
+    worst: dict[float, float] = {}
+    for dose in doses:
+        size = abs(dose.alpha)
+        worst[size] = max(worst.get(size, 0.0), dose.perplexity_ratio)
+    best = 0.0
+    for size in sorted(worst):
+        if worst[size] > PERPLEXITY_LIMIT:
+            break
+        best = size
+    return DoseCurve(doses, best or min(worst), coherent=best > 0)

@@ -1,0 +1,236 @@
+"""From evidence to findings: each audit gets its arrays, a failed T0 overrules all."""
+
+import importlib.metadata
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from steergauge.audits.divergence import divergence
+from steergauge.audits.equivalence import equivalence, oriented
+from steergauge.audits.equivalence import without_probe as equivalence_without_probe
+from steergauge.audits.finding import Finding, Verdict
+from steergauge.audits.manipulation import manipulation
+from steergauge.audits.manipulation import without_probe as manipulation_without_probe
+from steergauge.generation import Arm
+from steergauge.prompts import uses_chat
+from steergauge.runs import evidence
+from steergauge.runs.evidence import DoseCurve
+from steergauge.runs.plan import Inputs
+from steergauge.runs.store import Rows
+from steergauge.split import LanguageModel
+from steergauge.statistics import Estimate, intraclass_correlation
+from steergauge.vector import SteeringVector
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that the findings are made of."""
+
+    lm: LanguageModel
+    inputs: Inputs
+    vector: SteeringVector
+    arms: Mapping[str, Arm]
+    alpha: float
+    median_norm: float
+    dose: DoseCurve
+    plumbing: Finding
+    texts: Rows
+    divergences: Rows
+    likelihoods: Rows
+
+    @property
+    def subjects(self) -> dict[str, str]:
+        """What is compared with v: arm family -> how a reader knows it."""
+        rivals = {name: name for name in self.arms if name.startswith("against[")}
+        return {"v_plus_perp": "", "perp": "v_perp alone", **rivals}
+
+
+def findings(seen: Evidence) -> dict[str, Finding]:
+    """Every finding that the spec asks for, by key."""
+    found = [seen.plumbing, *_behaviour(seen)]
+    found += _divergences(seen, {finding.subject: finding for finding in found[2:]})
+    if seen.plumbing.verdict is not Verdict.PASS:
+        found = [seen.plumbing, *(_overruled(finding) for finding in found[1:])]
+    wanted = seen.inputs.spec.audits
+    return {finding.key: finding for finding in found if finding.audit in wanted}
+
+
+def facts(seen: Evidence) -> dict[str, Any]:
+    """What the run was, for the report and for whoever reads the numbers."""
+    inputs, spec, lm = seen.inputs, seen.inputs.spec, seen.lm
+    origin = seen.vector.provenance
+    return {
+        "steergauge": importlib.metadata.version("steergauge"),
+        "model": lm.name,
+        "revision": lm.revision,
+        "fingerprint": lm.fingerprint,
+        "num_layers": lm.num_layers,
+        "d_model": lm.d_model,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "chat_template": uses_chat(lm, spec.chat),
+        "trait": inputs.trait.name if inputs.trait else "",
+        "poles": [inputs.trait.high, inputs.trait.low] if inputs.trait else [],
+        "probe": _probe_facts(inputs),
+        "method": origin.method,
+        "position": origin.position,
+        "num_pairs": origin.num_pairs,
+        "layer": seen.vector.site.layer,
+        "scope": spec.scope,
+        "alpha": seen.alpha,
+        "alpha_was_recommended": spec.alpha is None,
+        "norm": seen.vector.norm,
+        "median_stream_norm": seen.median_norm,
+        "step": abs(seen.alpha) * seen.vector.norm / seen.median_norm,
+        "num_prompts": len(inputs.test_prompts),
+        "num_dose_prompts": len(inputs.dose_prompts),
+        "num_samples": spec.samples,
+        "max_new_tokens": spec.max_new_tokens,
+        "temperature": spec.temperature,
+        "seed": spec.seed,
+        "arms": _arm_facts(seen),
+        "not_run": _not_run(inputs),
+    }
+
+
+def _behaviour(seen: Evidence) -> list[Finding]:
+    """T1, then T3 for every subject."""
+    details = {
+        "dose": [dose.to_json() for dose in seen.dose.doses],
+        "recommended_alpha": seen.dose.recommended,
+        "coherent": seen.dose.coherent,
+        "perplexity": _perplexities(seen),
+    }
+    probe, spec = seen.inputs.probe, seen.inputs.spec
+    if probe is None:
+        rest = [equivalence_without_probe(name) for name in seen.subjects.values()]
+        return [manipulation_without_probe(details), *rest]
+    rows = evidence.with_scores(seen.texts, probe)
+    lifts = evidence.lifts(rows)
+    lifts = {name: oriented(table, seen.alpha) for name, table in lifts.items()}
+    details["unsteered_score"] = float(
+        evidence.per_prompt(rows, "score")["unsteered"].mean()
+    )
+    details["icc"] = _icc(rows)
+    first = manipulation(
+        lifts, num_samples=spec.samples, seed=spec.seed, details=details
+    )
+    rest = [
+        equivalence(
+            lifts,
+            family,
+            subject=subject,
+            manipulation=first.verdict,
+            num_samples=spec.samples,
+            margin=spec.margin,
+            seed=spec.seed,
+        )
+        for family, subject in seen.subjects.items()
+    ]
+    return [first, *rest]
+
+
+def _divergences(seen: Evidence, behaviour: Mapping[str, Finding]) -> list[Finding]:
+    """T4 for every subject."""
+    spec = seen.inputs.spec
+    tables = evidence.families(evidence.per_prompt(seen.divergences, "nats", "other"))
+    own = [row["num_tokens"] for row in seen.texts if row["arm"] == "v"]
+    return [
+        divergence(
+            tables,
+            family,
+            subject=subject,
+            floor=seen.plumbing.details["floor_kl"],
+            tokens=sum(own) / len(own),
+            num_samples=spec.samples,
+            score_gap=_gap(behaviour.get(subject)),
+            budget=spec.budget,
+            seed=spec.seed,
+        )
+        for family, subject in seen.subjects.items()
+    ]
+
+
+def _gap(finding: Finding | None) -> Estimate | None:
+    return finding.estimate if finding else None
+
+
+def _overruled(finding: Finding) -> Finding:
+    reason = "The plumbing check failed, so the numbers below describe another thing."
+    return replace(
+        finding,
+        verdict=Verdict.UNINFORMATIVE,
+        reasons=(reason, *finding.reasons),
+    )
+
+
+def _perplexities(seen: Evidence) -> dict[str, float]:
+    names = ("unsteered", "v", "minus_v")
+    return {name: evidence.perplexity(seen.likelihoods, name) for name in names}
+
+
+def _icc(rows: Rows) -> float | None:
+    """Share of the unsteered score's variance that lies between prompts."""
+    own = [row for row in rows if row["arm"] == "unsteered"]
+    num_samples = 1 + max(row["sample"] for row in own)
+    ordered = sorted(own, key=lambda row: (row["prompt_index"], row["sample"]))
+    scores = torch.tensor([row["score"] for row in ordered]).double()
+    value = intraclass_correlation(scores.view(-1, num_samples).numpy())
+    return None if value != value else value
+
+
+def _probe_facts(inputs: Inputs) -> dict[str, Any] | None:
+    probe = inputs.probe
+    if probe is None:
+        return None
+    return {
+        "name": probe.name,
+        "auc": probe.auc,
+        "num_labelled": probe.num_labelled,
+        "high_words": list(probe.words[0]),
+        "low_words": list(probe.words[1]),
+    }
+
+
+def _arm_facts(seen: Evidence) -> list[dict[str, Any]]:
+    """Norm, angle and origin of every arm's vector."""
+    direction = seen.vector.direction.double()
+    listed = []
+    for name, arm in seen.arms.items():
+        steering = arm.intervention
+        if steering is None:
+            listed.append({"name": name, "alpha": 0.0, "norm": 0.0, "cosine": None})
+            continue
+        own = steering.vector.direction.double()
+        cosine = torch.nn.functional.cosine_similarity(direction, own, dim=0)
+        listed.append(
+            {
+                "name": name,
+                "alpha": steering.alpha,
+                "norm": steering.vector.norm,
+                "cosine": float(cosine),
+                "layer": steering.site.layer,
+                "origin": steering.vector.provenance.parent,
+            }
+        )
+    return listed
+
+
+def _not_run(inputs: Inputs) -> list[str]:
+    """Controls and audits that could not be run, and why."""
+    missing = []
+    if inputs.probe is None:
+        missing.append(
+            "T1 and T3 need a probe, and none was given: the trait was not scored."
+        )
+    if not inputs.pairs:
+        missing.append(
+            "Sign-flipped and other-trait controls need contrast pairs, and only a "
+            "vector was given: all matched nulls are isotropic random directions."
+        )
+    elif inputs.trait is None:
+        missing.append(
+            "Other-trait controls need a built-in trait; the pairs are your own."
+        )
+    return missing

@@ -1,0 +1,204 @@
+"""The whole specification of a run, as one frozen object and one TOML file.
+
+A run is determined by its spec and the contents of the files that it names; both are
+written to `run.toml`, and a folder is resumed only by the same spec and contents.
+"""
+
+import dataclasses
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from steergauge.errors import BadSpec
+
+AUDITS = ("plumbing", "manipulation", "equivalence", "divergence")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {"num_prompts": 50, "samples": 4, "max_new_tokens": 32},
+    "standard": {"num_prompts": 100, "samples": 10, "max_new_tokens": 48},
+}
+"""quick: about a minute on the reference model; standard: the sizes of a paper."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """Everything that a run depends on.
+
+    Attributes:
+        model: Hugging Face id, local folder or `builtin:organism`.
+        revision: commit, tag or branch of a Hugging Face id.
+        dtype: compute precision.
+        trust_remote_code: run code that comes with the weights.
+        chat: through the chat template; None means if there is one.
+        trait: built-in trait or trait file: pairs, probe, other traits as controls.
+        pairs: file of contrast pairs, instead of a trait's.
+        vector: file of the vector to audit, instead of extracting one.
+        against: files of vectors to compare with it, at its norm.
+        other_model: accept vectors that were extracted from another model.
+        prompts: file of neutral prompts, instead of the environment's.
+        environment: built-in family of neutral prompts.
+        probe: words.toml or file.py:function, instead of the trait's.
+        labelled: file of labelled texts for the probe's gate.
+        layer: block whose output is read and written; None means the middle one.
+        position: which token's stream stands for a text of a pair.
+        scope: positions that are steered.
+        alpha: strength; None means the one that the dose curve recommends.
+        audits: which audits to run.
+        num_pairs: contrast pairs to extract from.
+        num_prompts: prompts of the test.
+        num_dose_prompts: prompts of the dose curve; never prompts of the test.
+        samples: responses a prompt and arm.
+        max_new_tokens: longest response.
+        temperature: of the sampling; 0 is greedy.
+        num_perpendicular: random directions v_perp.
+        num_random: matched nulls, random and sign-flipped together.
+        margin: of the equivalence of lifts, as a share of v's lift.
+        budget: of the equivalence of texts, as a share of v's divergence.
+        prompts_per_cell: prompts of one unit of work; a kill loses at most that.
+        batch_size: most rows that go through the model together.
+        seed: of everything random.
+    """
+
+    model: str = "builtin:organism"
+    revision: str = ""
+    dtype: str = "float32"
+    trust_remote_code: bool = False
+    chat: bool | None = None
+    trait: str = ""
+    pairs: str = ""
+    vector: str = ""
+    against: tuple[str, ...] = ()
+    other_model: bool = False
+    prompts: str = ""
+    environment: str = "in-distribution"
+    probe: str = ""
+    labelled: str = ""
+    layer: int | None = None
+    position: str = "last"
+    scope: str = "generating"
+    alpha: float | None = None
+    audits: tuple[str, ...] = AUDITS
+    num_pairs: int = 50
+    num_prompts: int = 50
+    num_dose_prompts: int = 24
+    samples: int = 4
+    max_new_tokens: int = 32
+    temperature: float = 1.0
+    num_perpendicular: int = 5
+    num_random: int = 20
+    margin: float = 0.2
+    budget: float = 0.05
+    prompts_per_cell: int = 10
+    batch_size: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have."""
+        unknown = sorted(set(self.audits) - set(AUDITS))
+        if unknown:
+            raise BadSpec(
+                f"there is no audit {', '.join(unknown)}.",
+                remedy=f"Choose from {', '.join(AUDITS)}.",
+            )
+        at_least = {
+            "num_pairs": 2,
+            "num_prompts": 2,
+            "num_dose_prompts": 1,
+            "samples": 1,
+            "max_new_tokens": 1,
+            "num_perpendicular": 1,
+            "num_random": 0,
+            "prompts_per_cell": 1,
+            "batch_size": 1,
+        }
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise BadSpec(
+                    f"{name} is {getattr(self, name)}; it must be at least {least}."
+                )
+        if self.alpha == 0:
+            raise BadSpec(
+                "alpha is 0, which is the unsteered model.",
+                remedy="Leave --alpha out to have one recommended.",
+            )
+        if not (0 < self.margin < 1 and 0 < self.budget < 1):
+            raise BadSpec(
+                f"margin is {self.margin} and budget {self.budget}; both are shares "
+                "between 0 and 1."
+            )
+
+    def to_table(self) -> dict[str, Any]:
+        """Plain data for TOML; what is None is left out."""
+        table = dataclasses.asdict(self)
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in table.items()
+            if value is not None
+        }
+
+
+def spec_from(
+    table: Mapping[str, Any], *, preset: str = "quick", **changes: Any
+) -> Spec:
+    """A spec from a preset, overridden by `table`, overridden by `changes`.
+
+    Values of None among the changes mean: not given.
+
+    Raises:
+        BadSpec: an unknown preset or key, or a value of the wrong type.
+    """
+    if preset not in PRESETS:
+        raise BadSpec(
+            f"there is no preset {preset!r}.",
+            remedy=f"Choose from {', '.join(PRESETS)}.",
+        )
+    given = {key: value for key, value in changes.items() if value is not None}
+    merged = {**PRESETS[preset], **table, **given}
+    hints = typing.get_type_hints(Spec)
+    unknown = sorted(set(merged) - set(hints))
+    if unknown:
+        raise BadSpec(
+            f"unknown key {', '.join(unknown)} in the run's specification.",
+            cause="A key is misspelt, or from another version.",
+            remedy=f"Known keys are {', '.join(hints)}.",
+        )
+    values = {key: _typed(key, value, hints[key]) for key, value in merged.items()}
+    return Spec(**values)
+
+
+def read_spec(path: str | Path) -> dict[str, Any]:
+    """The spec's table in a TOML file; a finished run's `run.toml` serves as well.
+
+    Raises:
+        BadSpec: the file cannot be read as TOML.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BadSpec(
+            f"the run file {path} cannot be read: {error}.",
+            remedy="Give a TOML file with the keys of a run.",
+        ) from error
+    table.pop("inputs", None)
+    return table
+
+
+def _typed(key: str, value: Any, hint: Any) -> Any:
+    """`value` as its field's type, or BadSpec."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if tuple in {typing.get_origin(kind) for kind in kinds}:
+        items = value.split(",") if isinstance(value, str) else value
+        if isinstance(items, list | tuple) and all(isinstance(i, str) for i in items):
+            return tuple(items)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) in kinds:
+        return value
+    raise BadSpec(
+        f"{key} is {value!r}, of type {type(value).__name__}; expected "
+        f"{' or '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)}."
+    )

@@ -1,0 +1,185 @@
+"""A run's folder: every finished piece of work is one file, whole or not there.
+
+::
+
+    run.toml               the spec, and hashes of what it read
+    vectors/*.safetensors  v and every control
+    cells/*.parquet|json   finished work; a killed run goes on where these end
+    generations.parquet    every text with its arm, prompt, sample and score
+    findings.json          what was found (schema below)
+    report.html, card.md   made from the files above, by `steergauge report`
+
+A file appears under its name only when complete (written beside it, then renamed), so
+a run may be killed at any moment. `findings.json` holds no clock times: the same run
+gives the same bytes. Needs neither torch nor a model.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tomli_w
+
+from steergauge.audits.finding import Finding
+from steergauge.errors import StoreError
+from steergauge.runs.spec import Spec, read_spec
+
+SCHEMA = "steergauge.findings"
+SCHEMA_VERSION = 1
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The folder of one run."""
+
+    folder: Path
+
+    @property
+    def vectors(self) -> Path:
+        """Folder of the vectors."""
+        return self.folder / "vectors"
+
+    def open(self, spec: Spec, inputs: Mapping[str, str]) -> None:
+        """Begin the run in this folder, or resume it.
+
+        Raises:
+            StoreError: the folder holds another run, or something else.
+        """
+        path = self.folder / "run.toml"
+        wanted = {**spec.to_table(), "inputs": dict(inputs)}
+        if path.is_file():
+            found = read_spec(path)
+            found["inputs"] = _inputs(path)
+            _refuse_other_run(self.folder, found, wanted)
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise StoreError(
+                f"{self.folder} exists and holds something else than a run.",
+                remedy="Choose another --out.",
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(path, lambda part: part.write_text(tomli_w.dumps(wanted)))
+
+    def cell(self, name: str, make: Callable[[], Rows]) -> Rows:
+        """The rows of cell `name`, made now unless they were made before."""
+        path = self.folder / "cells" / f"{name}.parquet"
+        if path.is_file():
+            return _read(path)
+        rows = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(
+            path, lambda part: pq.write_table(pa.Table.from_pylist(rows), part)
+        )
+        return rows
+
+    def has_cell(self, name: str) -> bool:
+        """Whether cell `name` is finished."""
+        return (self.folder / "cells" / f"{name}.parquet").is_file()
+
+    def finding(self, name: str, make: Callable[[], Finding]) -> Finding:
+        """The finding kept under `name`, made now unless it was made before."""
+        path = self.folder / "cells" / f"{name}.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(make().to_json())
+            _write_whole(path, lambda part: part.write_text(text))
+        return Finding.from_json(json.loads(path.read_text()))
+
+    def write_generations(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Every text of the run, one row each."""
+        table = pa.Table.from_pylist(list(rows))
+        path = self.folder / "generations.parquet"
+        _write_whole(path, lambda part: pq.write_table(table, part))
+
+    def write_findings(
+        self, findings: Mapping[str, Finding], facts: Mapping[str, Any]
+    ) -> None:
+        """Facts of the run and its findings, by key."""
+        record = {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "facts": dict(facts),
+            "findings": {key: found.to_json() for key, found in findings.items()},
+        }
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        path = self.folder / "findings.json"
+        _write_whole(path, lambda part: part.write_text(text))
+
+    def findings(self) -> dict[str, Finding]:
+        """Findings by key, in the order of the audits.
+
+        Raises:
+            StoreError: the run is not finished, or of another version.
+        """
+        records = self._record()["findings"]
+        return {key: Finding.from_json(record) for key, record in records.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """What the run was: model, layer, strength, arms, probe."""
+        return self._record()["facts"]
+
+    def generations(self) -> Rows:
+        """Every text of the run."""
+        path = self.folder / "generations.parquet"
+        if not path.is_file():
+            raise _unfinished(self.folder, path.name)
+        return _read(path)
+
+    def _record(self) -> dict[str, Any]:
+        path = self.folder / "findings.json"
+        if not path.is_file():
+            raise _unfinished(self.folder, path.name)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found = (record.get("schema"), record.get("schema_version"))
+        if found != (SCHEMA, SCHEMA_VERSION):
+            raise StoreError(
+                f"{path} has schema {found[0]} version {found[1]}; this steergauge "
+                f"reads {SCHEMA} version {SCHEMA_VERSION}.",
+                remedy="Run the audit again, or install the version that wrote it.",
+            )
+        return record
+
+
+def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write beside `path`, then rename: it is complete whenever it exists."""
+    part = path.with_name(path.name + ".part")
+    write(part)
+    part.replace(path)
+
+
+def _read(path: Path) -> Rows:
+    return pq.read_table(path).to_pylist()
+
+
+def _inputs(path: Path) -> dict[str, str]:
+    import tomllib
+
+    return tomllib.loads(path.read_text(encoding="utf-8")).get("inputs", {})
+
+
+def _refuse_other_run(
+    folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> None:
+    differing = [
+        key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)
+    ]
+    if differing:
+        key = differing[0]
+        raise StoreError(
+            f"{folder} holds another run: {', '.join(differing)} differ "
+            f"({key}: {found.get(key)!r} there, {wanted.get(key)!r} asked for).",
+            remedy="Choose another --out, or repeat the first command to resume it.",
+        )
+
+
+def _unfinished(folder: Path, missing: str) -> StoreError:
+    return StoreError(
+        f"{folder} holds no finished run: {missing} is missing.",
+        cause="The run was stopped before its end, or this is no run's folder.",
+        remedy="Repeat the audit command; it goes on where it stopped.",
+    )

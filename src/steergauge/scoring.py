@@ -1,0 +1,134 @@
+"""Given responses, scored token by token under several interventions at once.
+
+For texts y drawn from the arm v, the sequence divergence from an arm c is, by the
+chain rule,
+
+    K(v || c) = E_x E_{y ~ P_v(.|x)} sum_k KL( p_v(.|x, y<k) || p_c(.|x, y<k) ),
+
+exact at every step over the whole vocabulary, so only the texts are sampled. All arms
+at a layer share the prefix: h_l is computed once, then each arm costs one suffix,
+logits = F_{l->L}(T_c(h_l)).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steergauge.intervention import Intervention, edits
+from steergauge.prompts import padded
+from steergauge.readout import kl, log_likelihood
+from steergauge.split import LanguageModel, positions
+from steergauge.types import Logits
+
+LOGITS_AT_ONCE = 2**25
+"""Most logits held per arm, 128 MB in float32; rows are scored in chunks below it."""
+
+PerRow = Float[np.ndarray, " rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A prompt and a response to it, as token ids."""
+
+    prompt_ids: Sequence[int]
+    response_ids: Sequence[int]
+
+
+def sequence_kl(
+    lm: LanguageModel,
+    rows: Sequence[Continuation],
+    reference: Intervention | None,
+    others: Mapping[str, Intervention | None],
+    *,
+    temperature: float = 1.0,
+) -> dict[str, PerRow]:
+    """Sum over the response of KL(p_reference || p_other), one number a row, in nats.
+
+    Args:
+        lm: the model.
+        rows: responses drawn from the reference arm, with their prompts.
+        reference: the arm they were drawn from.
+        others: the arms to compare with it.
+        temperature: the one at which the responses were drawn.
+    """
+    arms = {"": reference, **others}
+    sums: dict[str, list[float]] = {name: [] for name in others}
+    for chunk in _chunks(lm, rows):
+        logits = _logits_of_arms(lm, chunk, arms)
+        own = next(logits)[1] / temperature
+        for name, other in logits:
+            steps = kl(own, other / temperature) * chunk.scored
+            sums[name] += steps.sum(-1).tolist()
+    return {name: np.array(values) for name, values in sums.items()}
+
+
+def negative_log_likelihood(
+    lm: LanguageModel, rows: Sequence[Continuation], scorer: Intervention | None = None
+) -> PerRow:
+    """-log P(response | prompt) under `scorer`, one number a row, in nats."""
+    sums: list[float] = []
+    for chunk in _chunks(lm, rows):
+        (_, logits), *_ = _logits_of_arms(lm, chunk, {"": scorer})
+        steps = log_likelihood(logits, chunk.targets) * chunk.scored
+        sums += (-steps.sum(-1)).tolist()
+    return np.array(sums)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Left-padded rows; the last `width` columns hold all responses."""
+
+    ids: Tensor
+    mask: Tensor
+    prompt_lengths: Tensor
+    width: int
+
+    @property
+    def targets(self) -> Tensor:
+        """Tokens of the last `width` columns."""
+        return self.ids[:, -self.width :]
+
+    @property
+    def scored(self) -> Tensor:
+        """1 where `targets` holds a response token, 0 at prompt and padding."""
+        here = positions(self.mask) >= self.prompt_lengths[:, None]
+        return (here & self.mask)[:, -self.width :].double()
+
+
+def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]:
+    longest = max((len(row.response_ids) for row in rows), default=0)
+    if longest == 0:
+        return
+    size = max(1, LOGITS_AT_ONCE // ((longest + 1) * lm.d_vocab))
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        ids, mask = padded(
+            [[*row.prompt_ids, *row.response_ids] for row in part], device=lm.device
+        )
+        lengths = torch.tensor([len(row.prompt_ids) for row in part], device=lm.device)
+        width = max(1, *(len(row.response_ids) for row in part))
+        yield _Chunk(ids, mask, lengths, width)
+
+
+def _logits_of_arms(
+    lm: LanguageModel, chunk: _Chunk, arms: Mapping[str, Intervention | None]
+) -> Iterator[tuple[str, Logits]]:
+    """For each arm the logits that predict `chunk.targets`, in the order of `arms`."""
+    keep = chunk.width + 1
+    layers = sorted({arm.site.layer for arm in arms.values() if arm is not None})
+    streams = lm.streams(chunk.ids, chunk.mask, layers=layers) if layers else {}
+    where = positions(chunk.mask)
+    for name, arm in arms.items():
+        if arm is None or arm.is_identity:
+            logits = lm.logits(chunk.ids, chunk.mask, keep=keep)
+        else:
+            layer = arm.site.layer
+            each = [arm] * len(chunk.ids)
+            edit = edits(each, where, chunk.mask, chunk.prompt_lengths)[layer]
+            stream = edit(streams[layer])
+            logits = lm.suffix(stream, chunk.mask, layer=layer, keep=keep)
+        yield name, logits[:, :-1]

@@ -1,0 +1,158 @@
+"""Intervals, equivalence bounds and ranks on plain arrays; nothing of models here.
+
+A score table has one row per random direction (one row if there is a single vector)
+and one column per prompt; an entry is a mean over the samples of that cell. Prompts
+are the clusters: samples of one prompt are never treated as independent.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+Table = Float[np.ndarray, "directions prompts"]
+Draws = Float[np.ndarray, " draws"]
+
+NUM_DRAWS = 2000
+POWER_CONSTANT = float((stats.norm.ppf(0.95) + stats.norm.ppf(0.90)) ** 2)
+"""(z_.95 + z_.90)^2 = 8.56: two one-sided 5 % tests, power 80 %, no true difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number with its interval; `level` is the interval's coverage."""
+
+    value: float
+    low: float
+    high: float
+    level: float = 0.95
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
+
+def two_way_bootstrap(
+    tables: Mapping[str, Table], *, num_draws: int = NUM_DRAWS, seed: int = 0
+) -> dict[str, Draws]:
+    """Bootstrap draws of every table's grand mean, with prompts resampled jointly.
+
+    Prompts (columns) are the same resample in all tables, so that differences of
+    paired arms keep their pairing; directions (rows) are resampled independently in
+    each table, as they are drawn independently (crossed random factors).
+
+    Args:
+        tables: arrays (directions, prompts) by name, with the same prompts.
+        num_draws: how many resamples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: tables differ in their number of prompts, or are empty.
+    """
+    widths = {table.shape[1] for table in tables.values()}
+    if len(widths) != 1 or 0 in widths:
+        raise ValueError(f"tables need the same prompts, got widths {sorted(widths)}")
+    generator = np.random.default_rng(seed)
+    prompts = _resampling_weights(generator, num_draws, widths.pop())
+    draws = {}
+    for name, table in tables.items():
+        directions = _resampling_weights(generator, num_draws, table.shape[0])
+        draws[name] = np.einsum("bj,jx,bx->b", directions, table, prompts)
+    return draws
+
+
+def _resampling_weights(
+    generator: np.random.Generator, num_draws: int, size: int
+) -> Float[np.ndarray, "draws size"]:
+    """How much each of `size` items counts in each resample; rows sum to 1."""
+    return generator.multinomial(size, np.full(size, 1 / size), size=num_draws) / size
+
+
+def estimate(table: Table, draws: Draws, *, level: float = 0.95) -> Estimate:
+    """The grand mean of a table with the percentile interval of its draws."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(table.mean()), float(low), float(high), level)
+
+
+@dataclass(frozen=True, slots=True)
+class Tost:
+    """Two one-sided tests that L(v') lies within (1 +- margin) L(v).
+
+    Attributes:
+        above: 5 % quantile of L(v') - (1 - margin) L(v); equivalent if > 0.
+        below: 95 % quantile of L(v') - (1 + margin) L(v); equivalent if < 0.
+    """
+
+    above: float
+    below: float
+    margin: float
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether both one-sided tests reject at 5 %."""
+        return self.above > 0 and self.below < 0
+
+
+def tost(reference: Draws, candidate: Draws, *, margin: float) -> Tost:
+    """TOST on a ratio without dividing, so that the ratio's bias does not enter.
+
+    Args:
+        reference: draws of L(v), in the direction in which L(v) > 0.
+        candidate: draws of L(v') from the same resamples.
+        margin: largest relative difference that still counts as the same.
+    """
+    return Tost(
+        above=float(np.quantile(candidate - (1 - margin) * reference, 0.05)),
+        below=float(np.quantile(candidate - (1 + margin) * reference, 0.95)),
+        margin=margin,
+    )
+
+
+def prompts_to_decide(differences: Float[np.ndarray, " prompts"], bound: float) -> int:
+    """Prompts at which TOST with margin `bound` would decide with 80 % power.
+
+    n = 8.56 sigma^2 / bound^2 with sigma^2 the variance between prompts of the
+    difference L(v') - L(v), samples included, if there is no true difference.
+    """
+    variance = float(np.var(differences, ddof=1)) if len(differences) > 1 else np.nan
+    if not (bound > 0 and np.isfinite(variance)):
+        return 0
+    return int(np.ceil(POWER_CONSTANT * variance / bound**2))
+
+
+def rank_p(value: float, null: Float[np.ndarray, " draws"]) -> float:
+    """One-sided permutation p-value (1 + #{null >= value}) / (J + 1).
+
+    >>> import numpy as np
+    >>> rank_p(1.0, np.zeros(19))
+    0.05
+    """
+    return float((1 + np.sum(null >= value)) / (len(null) + 1))
+
+
+def auc(high: Float[np.ndarray, " highs"], low: Float[np.ndarray, " lows"]) -> float:
+    """Probability that a random `high` score exceeds a random `low` one; ties half.
+
+    >>> import numpy as np
+    >>> auc(np.array([2.0, 3.0]), np.array([1.0, 2.0]))
+    0.875
+    """
+    statistic = stats.mannwhitneyu(high, low, method="asymptotic").statistic
+    return float(statistic / (len(high) * len(low)))
+
+
+def intraclass_correlation(scores: Float[np.ndarray, "prompts samples"]) -> float:
+    """ICC(1): share of the variance of a score that lies between prompts, in [0, 1].
+
+    One-way random effects; NaN with one prompt or one sample.
+    """
+    num_prompts, num_samples = scores.shape
+    if num_prompts < 2 or num_samples < 2:
+        return float("nan")
+    between = num_samples * scores.mean(1).var(ddof=1)
+    within = scores.var(axis=1, ddof=1).mean()
+    total = between + (num_samples - 1) * within
+    return float(max(0.0, (between - within) / total)) if total > 0 else 0.0
