@@ -55,6 +55,21 @@ class Scope(StrEnum):
         return self in (Scope.ALL, Scope.PROMPT)
 
 
+def scope_named(name: str) -> Scope:
+    """The scope of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return Scope(name)
+    except ValueError as error:
+        raise InputError(
+            f"there is no scope {name!r}.",
+            remedy=f"Choose from {', '.join(Scope)}.",
+        ) from error
+
+
 @dataclass(frozen=True, slots=True)
 class Add:
     """Activation addition h' = h + alpha v; alpha multiplies v as stored.

@@ -17,7 +17,7 @@ from steergauge import scoring
 from steergauge.audits.finding import Finding
 from steergauge.audits.plumbing import plumbing
 from steergauge.generation import Arm, Decoding, Sample, generate
-from steergauge.intervention import Add, Scope
+from steergauge.intervention import Add, scope_named
 from steergauge.prompts import Text, encode
 from steergauge.runs import evidence, judge, plan
 from steergauge.runs.spec import Spec, spec_from
@@ -149,7 +149,7 @@ class _Work:
         def make() -> Finding:
             return plumbing(
                 self.lm,
-                Add(vector, alpha, Scope(spec.scope)),
+                Add(vector, alpha, scope_named(spec.scope)),
                 self.inputs.dose_prompts,
                 chat=spec.chat,
                 max_new_tokens=spec.max_new_tokens,

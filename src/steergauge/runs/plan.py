@@ -17,7 +17,7 @@ from steergauge.audits import controls
 from steergauge.errors import BadPairs, BadPrompts, BadSpec, ShapeMismatch
 from steergauge.extraction.mean_difference import mean_difference
 from steergauge.generation import Arm
-from steergauge.intervention import Add, Scope
+from steergauge.intervention import Add, scope_named
 from steergauge.probes import Probe, lexical_probe, load_probe
 from steergauge.prompts import ContrastPair, Text, Trait
 from steergauge.runs.spec import Spec
@@ -140,7 +140,7 @@ def test_arms(
     found: Mapping[str, SteeringVector],
 ) -> dict[str, Arm]:
     """All arms of the test by name; they share their random numbers but for v_again."""
-    scope = Scope(spec.scope)
+    scope = scope_named(spec.scope)
     arms = {
         "unsteered": Arm(),
         "v": Arm(Add(vector, alpha, scope)),
@@ -154,7 +154,7 @@ def dose_arms(spec: Spec, vector: SteeringVector) -> dict[str, Arm]:
     """Unsteered, and v at every strength of the curve in both directions."""
     unit = abs(spec.alpha) if spec.alpha is not None else 1.0
     alphas = [sign * unit * a for sign in (1, -1) for a in ALPHAS]
-    scope = Scope(spec.scope)
+    scope = scope_named(spec.scope)
     arms = {f"dose[{alpha:g}]": Arm(Add(vector, alpha, scope)) for alpha in alphas}
     return {"unsteered": Arm(), **arms}
 

@@ -1,0 +1,548 @@
+"""The command line: the verbs `extract`, `steer`, `audit`, `report` and `demo`.
+
+An error of ours is one readable block on standard error and exit code 2, never a
+traceback. Heavy imports happen inside the verbs, so that `--help` answers at once.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from steergauge.errors import BadSpec, SteergaugeError
+
+if TYPE_CHECKING:
+    from steergauge.runs.execute import Run
+    from steergauge.split import LanguageModel
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+app = typer.Typer(
+    name="steergauge",
+    help="Extract steering vectors from language models, steer with them, and AUDIT "
+    "them: what does this vector do, and could a quite different one do the same?\n\n"
+    "Start with [bold]steergauge demo[/bold]: two minutes on the built-in reference "
+    "model, no download.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+VERDICT_STYLE = {
+    "PASS": "bold green",
+    "EQUIVALENT": "bold green",
+    "FAIL": "bold red",
+    "DIFFERENT": "bold magenta",
+    "INCONCLUSIVE": "bold yellow",
+    "UNINFORMATIVE": "bold bright_black",
+}
+
+MODEL, WHERE, DRAWS, SIZES = "Model", "Where to read and write", "Sampling", "Sizes"
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Hugging Face id, local folder, or builtin:organism.",
+        rich_help_panel=MODEL,
+    ),
+]
+Revision = Annotated[
+    str,
+    typer.Option(help="Commit, tag or branch of an id.", rich_help_panel=MODEL),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Compute precision: float32, bfloat16, float16.", rich_help_panel=MODEL
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run code that comes with the weights.",
+        rich_help_panel=MODEL,
+    ),
+]
+Chat = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat/--raw",
+        help="Prompts through the chat template, or as they are. "
+        "[dim]default: the template if there is one[/dim]",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+Layer = Annotated[
+    int | None,
+    typer.Option(
+        help="Block (0-based) whose output is read and written. "
+        "[dim]default: the middle one[/dim]",
+        show_default=False,
+        rich_help_panel=WHERE,
+    ),
+]
+Position = Annotated[
+    str,
+    typer.Option(
+        help="Which token stands for a text of a pair: last, response-mean or "
+        "index:K, such as index:-2.",
+        rich_help_panel=WHERE,
+    ),
+]
+Scope = Annotated[
+    str,
+    typer.Option(
+        help="Positions that are steered: generating (last prompt token and all "
+        "generated ones), response, prompt or all.",
+        rich_help_panel=WHERE,
+    ),
+]
+Seed = Annotated[int, typer.Option(help="Of everything random.")]
+
+
+@app.command()
+def extract(
+    vector_file: Annotated[
+        Path, typer.Option("--out", help="File to write, such as v.safetensors.")
+    ],
+    model: Model = "builtin:organism",
+    trait: Annotated[
+        str, typer.Option(help="Built-in trait, or a trait file of your own.")
+    ] = "",
+    pairs: Annotated[
+        str,
+        typer.Option(help="Your contrast pairs: JSON lines {positive, negative}."),
+    ] = "",
+    layer: Layer = None,
+    position: Position = "last",
+    num_pairs: Annotated[int, typer.Option(help="Pairs taken from the trait.")] = 50,
+    chat: Chat = None,
+    revision: Revision = "",
+    dtype: Dtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
+    seed: Seed = 0,
+) -> None:
+    """Extract a steering vector: the mean difference of contrast pairs."""
+    from steergauge import activations, prompts
+    from steergauge.extraction.mean_difference import mean_difference
+
+    if bool(trait) == bool(pairs):
+        raise BadSpec(
+            "either --trait or --pairs must be given, and not both.",
+            remedy="Try --trait formality.",
+        )
+    given = (
+        prompts.trait(trait).pairs(num_pairs, seed=seed)
+        if trait
+        else prompts.read_pairs(pairs)
+    )
+    rule = activations.Position(position)
+    lm = _load(model, revision, dtype, trust_remote_code)
+    chosen = lm.num_layers // 2 if layer is None else layer
+    with _bars() as bars:
+        bars.begin("pairs", len(given))
+        extraction = mean_difference(
+            lm,
+            given,
+            activations.Reader(chosen, rule, chat),
+            seed=seed,
+            progress=bars.advance,
+        )
+    vector = extraction.vector
+    vector.check_fits(lm)
+    vector.save(vector_file)
+    stream = vector.provenance.median_norm
+    out.print(f"[bold]{vector_file}[/bold]  mean difference of {len(given)} pairs")
+    out.print(f"  site              {vector.site} of {lm.num_layers}, {position} token")
+    out.print(f"  ||v||             {vector.norm:.4g}, sampling error of v "
+              f"{extraction.standard_error:.2g}")  # fmt: skip
+    out.print(f"  ||v||/median||h|| {vector.norm / stream:.2f}")
+    out.print(
+        f"Next: steergauge audit --model {model} --vector {vector_file} --out DIR"
+    )
+
+
+@app.command()
+def steer(
+    vector: Annotated[Path, typer.Option(help="A vector made by `extract`.")],
+    prompt: Annotated[list[str], typer.Option(help="May be given several times.")],
+    model: Model = "builtin:organism",
+    alpha: Annotated[
+        float, typer.Option(help="Strength; multiplies the vector as stored.")
+    ] = 1.0,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Show the unsteered text beside it.")
+    ] = False,
+    samples: Annotated[
+        int, typer.Option(help="Texts a prompt.", rich_help_panel=DRAWS)
+    ] = 1,
+    max_new_tokens: Annotated[
+        int, typer.Option(help="Longest text.", rich_help_panel=DRAWS)
+    ] = 64,
+    temperature: Annotated[
+        float, typer.Option(help="0 is greedy.", rich_help_panel=DRAWS)
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option(help="0 is no limit.", rich_help_panel=DRAWS)
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="1 is no limit.", rich_help_panel=DRAWS)
+    ] = 1.0,
+    scope: Scope = "generating",
+    chat: Chat = None,
+    revision: Revision = "",
+    dtype: Dtype = "float32",
+    trust_remote_code: TrustRemoteCode = False,
+    other_model: Annotated[
+        bool,
+        typer.Option("--other-model", help="Accept a vector of another model."),
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Generate text with a steering vector added, beside the unsteered text."""
+    from steergauge import generation, intervention
+    from steergauge.vector import load_vector
+
+    loaded = load_vector(vector)
+    chosen = _scope(scope)
+    decoding = generation.Decoding(max_new_tokens, temperature, top_k, top_p, seed)
+    lm = _load(model, revision, dtype, trust_remote_code)
+    loaded.check_fits(lm, other_model=other_model)
+    steered = intervention.Add(loaded, alpha, chosen)
+    arms = {"unsteered": None, "steered": steered} if compare else {"steered": steered}
+    with _bars() as bars:
+        bars.begin("texts", len(prompt) * samples * len(arms))
+        texts = generation.generate(
+            lm,
+            prompt,
+            arms,
+            samples=samples,
+            decoding=decoding,
+            chat=chat,
+            progress=bars.advance,
+        )
+    _show_texts(texts, alpha)
+
+
+@app.command()
+def audit(
+    folder: Annotated[Path, typer.Option("--out", help="The run's folder.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Hugging Face id, local folder, or builtin:organism. "
+            "[dim]default: builtin:organism[/dim]",
+            show_default=False,
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    trait: Annotated[
+        str | None,
+        typer.Option(help="Built-in trait, or a trait file: pairs, probe, controls."),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option(help="Your contrast pairs: JSON lines {positive, negative}."),
+    ] = None,
+    vector: Annotated[
+        str | None, typer.Option(help="A vector file, instead of extracting one.")
+    ] = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(help="A vector to compare with it; may be given several times."),
+    ] = None,
+    probe: Annotated[
+        str | None, typer.Option(help="words.toml, or file.py:function.")
+    ] = None,
+    labelled: Annotated[
+        str | None,
+        typer.Option(help="Labelled texts for the probe: JSON lines {text, label}."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(help="Neutral prompts to test on: one a line, or JSON lines."),
+    ] = None,
+    environment: Annotated[
+        str | None,
+        typer.Option(
+            help="Built-in prompts: in-distribution, topic-shift, genre-shift, "
+            "safety-style."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A run file (TOML), such as another run's run.toml."),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            help="Strength. [dim]default: what the dose curve recommends[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="quick or standard.", rich_help_panel=SIZES)
+    ] = "quick",
+    audits: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: plumbing,manipulation,equivalence,divergence."
+        ),
+    ] = None,
+    num_prompts: Annotated[
+        int | None, typer.Option(help="Test prompts.", rich_help_panel=SIZES)
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Texts a prompt.", rich_help_panel=SIZES)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest text.", rich_help_panel=SIZES)
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows at once.", rich_help_panel=SIZES)
+    ] = None,
+    layer: Layer = None,
+    position: Annotated[
+        str | None,
+        typer.Option(help="last, response-mean or index:K.", rich_help_panel=WHERE),
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(
+            help="generating, response, prompt or all.", rich_help_panel=WHERE
+        ),
+    ] = None,
+    chat: Chat = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Commit, tag or branch of an id.", rich_help_panel=MODEL),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16.", rich_help_panel=MODEL),
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    other_model: Annotated[
+        bool,
+        typer.Option("--other-model", help="Accept a vector of another model."),
+    ] = False,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+) -> None:
+    """Audit a vector: verdicts with numbers, intervals, controls, and a report.
+
+    A run that was stopped goes on where it was when the same command is repeated.
+    """
+    from steergauge.runs import spec as specs
+
+    given = {
+        "model": model, "trait": trait, "pairs": pairs, "vector": vector,
+        "against": tuple(against) if against else None, "probe": probe,
+        "labelled": labelled, "prompts": prompts, "environment": environment,
+        "alpha": alpha, "audits": audits, "num_prompts": num_prompts,
+        "samples": samples, "max_new_tokens": max_new_tokens, "layer": layer,
+        "batch_size": batch_size, "position": position, "scope": scope, "chat": chat,
+        "revision": revision, "dtype": dtype, "seed": seed,
+        "trust_remote_code": trust_remote_code or None,
+        "other_model": other_model or None,
+    }  # fmt: skip
+    table = specs.read_spec(config) if config else {}
+    _audit(specs.spec_from(table, preset=preset, **given), folder)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+) -> None:
+    """Write report.html and card.md of a finished run again."""
+    from steergauge.report import write_report
+
+    out.print(f"[bold]{write_report(folder)}[/bold]")
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="The run's folder.")] = Path(
+        "demo"
+    ),
+    trait: Annotated[str, typer.Option(help="Built-in trait.")] = "formality",
+) -> None:
+    """Extract, steer, audit and report on the built-in model: about two minutes."""
+    from steergauge import generation, intervention, prompts
+    from steergauge.extraction.mean_difference import extract as extracted
+    from steergauge.runs.spec import spec_from
+
+    chosen = prompts.trait(trait)
+    lm = _load("builtin:organism", "", "float32", False)
+    out.rule(f"[bold]1. extract[/bold] {chosen.name} from 50 contrast pairs")
+    vector = extracted(lm, chosen.pairs(50))
+    path = vector.save(folder / "vector.safetensors")
+    out.print(f"||v|| = {vector.norm:.3g} at the {vector.site}; kept in {path}")
+    out.rule("[bold]2. steer[/bold]")
+    prompt = prompts.environment().prompts[:2]
+    arms = {
+        "unsteered": None,
+        f"alpha = +1 ({chosen.high})": intervention.Add(vector, 1.0),
+        f"alpha = -1 ({chosen.low})": intervention.Add(vector, -1.0),
+    }
+    _show_texts(generation.generate(lm, prompt, arms), None)
+    out.rule("[bold]3. audit[/bold] the vector")
+    _audit(spec_from({}, trait=trait, vector=str(path)), folder / "run", lm)
+
+
+def main() -> None:
+    """Entry point of the `steergauge` command."""
+    # Their progress bars and thread warnings would break ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except SteergaugeError as error:
+        err.print(_block(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command goes on where it was.")
+        sys.exit(130)
+
+
+def _audit(spec: Any, folder: Path, lm: "LanguageModel | None" = None) -> None:
+    from steergauge.runs.execute import audit as run_audit
+
+    model = lm or _load(spec.model, spec.revision, spec.dtype, spec.trust_remote_code)
+    with _bars() as bars:
+        run = run_audit(model, out=folder, spec=spec, progress=bars)
+    _show_run(run)
+    out.print(f"Report: [bold]{run.report()}[/bold]")
+
+
+def _load(
+    model: str, revision: str, dtype: str, trust_remote_code: bool
+) -> "LanguageModel":
+    with err.status(f"loading {model}"):
+        from transformers.utils import logging
+
+        from steergauge.split import load
+
+        logging.disable_progress_bar()
+        return load(
+            model,
+            revision=revision or None,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def _scope(name: str) -> Any:
+    from steergauge.intervention import scope_named
+
+    return scope_named(name)
+
+
+class _Bars:
+    """A progress bar a stage, with the time that is left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def begin(self, label: str, total: int) -> None:
+        self._task = self._progress.add_task(label, total=total)
+
+    def advance(self, num: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, num)
+
+
+@contextmanager
+def _bars() -> Iterator[_Bars]:
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        yield _Bars(progress)
+
+
+def _block(error: SteergaugeError) -> Panel:
+    """One readable block: what was found, the likeliest cause, what to do."""
+    lines = [Text(error.found)]
+    if error.cause:
+        lines.append(Text.assemble(("Likely cause  ", "bold"), error.cause))
+    if error.remedy:
+        lines.append(Text.assemble(("What to do    ", "bold"), error.remedy))
+    title = f"[bold red]{type(error).__name__}"
+    return Panel(Group(*lines), title=title, title_align="left", border_style="red")
+
+
+def _show_texts(texts: Any, alpha: float | None) -> None:
+    """Texts by prompt and sample, one arm under another."""
+    for index in sorted({text.index for text in texts}):
+        own = [text for text in texts if text.index == index]
+        table = Table(title=Text(own[0].prompt), title_justify="left", show_lines=True)
+        table.add_column("arm", style="bold", no_wrap=True)
+        table.add_column("text")
+        for text in sorted(own, key=lambda text: text.sample):
+            steered = alpha is not None and text.arm == "steered"
+            name = f"alpha = {alpha:+g}" if steered else text.arm
+            table.add_row(name, Text(text.text.strip()))
+        out.print(table)
+
+
+def _show_run(run: "Run") -> None:
+    """A table of verdicts, then why."""
+    facts = run.facts
+    table = Table(
+        title=f"{facts['model']}, block {facts['layer']} of {facts['num_layers']}, "
+        f"alpha = {facts['alpha']:+g} (step {facts['step']:.2f} of median ||h||)",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("claim")
+    table.add_column("number [95 %]", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for finding in run.findings.values():
+        number = ""
+        if finding.estimate is not None:
+            seen = finding.estimate
+            number = f"{seen.value:+.3g} [{seen.low:+.3g}, {seen.high:+.3g}]"
+        verdict = Text(str(finding.verdict), VERDICT_STYLE[finding.verdict])
+        table.add_row(finding.code, Text(finding.claim), Text(number), verdict)
+    out.print(table)
+    for finding in run.findings.values():
+        name = finding.code + (f" {finding.subject}" if finding.subject else "")
+        out.print(Text(f"{name}: {' '.join(finding.reasons)}"), soft_wrap=False)
+        for control in finding.controls:
+            if not control.holds:
+                out.print(
+                    Text(f"   control {control.name} did not hold: {control.expected}"),
+                    style="yellow",
+                )
+    for line in facts["not_run"]:
+        out.print(Text(f"Not run: {line}"), style="dim")
