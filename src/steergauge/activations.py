@@ -11,6 +11,7 @@ response-mean   mean over the response's tokens
 ==============  ====================================================================
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -35,8 +36,7 @@ class Position:
         """Refuse a rule that is none of ours."""
         if self.rule in ("last", "response-mean"):
             return
-        kind, _, number = self.rule.partition(":")
-        if kind != "index" or not number.lstrip("-").isdigit():
+        if not re.fullmatch(r"index:-?[0-9]+", self.rule):
             raise InputError(
                 f"the position rule {self.rule!r} is not known.",
                 remedy="Use last, response-mean or index:K, such as index:-2.",

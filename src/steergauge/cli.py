@@ -6,7 +6,7 @@ traceback. Heavy imports happen inside the verbs, so that `--help` answers at on
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -161,6 +161,7 @@ def extract(
     rule = activations.Position(position)
     lm = _load(model, revision, dtype, trust_remote_code)
     chosen = lm.num_layers // 2 if layer is None else layer
+    lm.check_layer(chosen)
     with _bars() as bars:
         bars.begin("pairs", len(given))
         extraction = mean_difference(
@@ -476,7 +477,7 @@ class _Bars:
 
 
 @contextmanager
-def _bars() -> Iterator[_Bars]:
+def _bars() -> Generator[_Bars]:
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<24}"),
@@ -538,8 +539,9 @@ def _show_run(run: "Run") -> None:
     for finding in run.findings.values():
         name = finding.code + (f" {finding.subject}" if finding.subject else "")
         out.print(Text(f"{name}: {' '.join(finding.reasons)}"), soft_wrap=False)
+        judged = finding.verdict not in ("UNINFORMATIVE", "FAIL")
         for control in finding.controls:
-            if not control.holds:
+            if judged and not control.holds:
                 out.print(
                     Text(f"   control {control.name} did not hold: {control.expected}"),
                     style="yellow",

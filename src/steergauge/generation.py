@@ -151,7 +151,8 @@ def generate(
     """
     how = decoding or Decoding()
     rows = _rows(lm, prompts, arms, samples, how.seed, chat)
-    order = sorted(rows, key=lambda row: len(row.prompt_ids))
+    # Similar lengths together spare padding; rows of one prompt share its prefill.
+    order = sorted(rows, key=lambda row: (len(row.prompt_ids), row.index))
     tokens: dict[tuple[str, int, int], list[int]] = {}
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
@@ -200,7 +201,7 @@ def _rows(
         arm = given if isinstance(given, Arm) else Arm(given)
         steering = arm.intervention
         if steering is not None:
-            steering.vector.check_fits(lm, other_model=True)
+            steering.check_fits(lm, other_model=True)
             # alpha = 0 is the unsteered run itself, bit for bit.
             steering = None if steering.is_identity else steering
         rows += [
@@ -357,7 +358,9 @@ def gumbel(keys: Tensor, step: int, d_vocab: int) -> Tensor:
     row = _hash32(low ^ _hash32(high ^ _hash32(torch.full_like(low, step + 1))))
     bits = _hash32(row[:, None] ^ _hash32(token + 0x9E3779B9 & _WORD)[None, :])
     bits = _hash32(bits ^ high[:, None])
-    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-32
+    # Below 1, to which the highest bits would round: noise of -inf is never drawn, not
+    # even where top-k leaves that token alone.
+    uniform = ((bits.to(torch.float32) + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)
     # -log1p(-u) keeps its digits where it matters: small exponentials win.
     return -torch.log(-torch.log1p(-uniform))
 

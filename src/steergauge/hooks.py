@@ -10,7 +10,7 @@ it found it, on every exit, also when registering fails half-way:
 A block returns either the stream or a tuple that starts with it; both are handled.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -36,7 +36,7 @@ def like(output: Any, stream: Stream) -> Any:
 @contextmanager
 def recording(
     blocks: nn.ModuleList, layers: Sequence[int], *, stop: bool = False
-) -> Iterator[dict[int, Stream]]:
+) -> Generator[dict[int, Stream]]:
     """Yield a dict that forward passes inside the `with` fill with {layer: h_l}.
 
     Args:
@@ -65,7 +65,7 @@ def recording(
 
 
 @contextmanager
-def editing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> Iterator[None]:
+def editing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> Generator[None]:
     """Replace h_l by `edits[l](h_l)` in every forward pass inside the `with`."""
 
     def hook_for(edit: Edit) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ def editing(blocks: nn.ModuleList, edits: Mapping[int, Edit]) -> Iterator[None]:
 @contextmanager
 def entering(
     blocks: nn.ModuleList, layer: int, stream: Stream, forms: Sequence[int | None]
-) -> Iterator[None]:
+) -> Generator[None]:
     """Make blocks 0..`layer` return `stream` at no cost: the model starts above them.
 
     Args:

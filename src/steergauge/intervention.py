@@ -25,7 +25,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from steergauge.errors import InputError
+from steergauge.errors import InputError, NonFiniteLogits
+from steergauge.split import LanguageModel
 from steergauge.types import Edit, Mask
 from steergauge.vector import Site, SteeringVector
 
@@ -98,6 +99,31 @@ class Add:
     def is_identity(self) -> bool:
         """Whether h' == h for every h; such an intervention is not run at all."""
         return self.alpha == 0
+
+    def check_fits(self, lm: LanguageModel, *, other_model: bool = False) -> None:
+        """Raise unless the step can be added to this model's stream.
+
+        Args:
+            lm: the model to be steered.
+            other_model: accept a vector that was extracted from another model.
+
+        Raises:
+            NonFiniteLogits: the step overflows what the model computes with.
+            VectorError: the vector does not fit; see `SteeringVector.check_fits`.
+        """
+        self.vector.check_fits(lm, other_model=other_model)
+        # Norms square the stream in float32 whatever the weights' precision is.
+        squares = self.displacement.square().sum()
+        step = self.displacement.to(lm.dtype)
+        if not bool(torch.isfinite(squares) and torch.isfinite(step).all()):
+            raise NonFiniteLogits(
+                f"alpha = {self.alpha:g} at layer {self.site.layer} is a step of "
+                f"length {abs(self.alpha) * self.vector.norm:.3g}, which overflows "
+                f"{str(lm.dtype).removeprefix('torch.')}.",
+                cause="The strength is far beyond the norms that this model works "
+                "with, so no logit after it could be trusted.",
+                remedy="Use a smaller alpha; `steergauge audit` recommends one.",
+            )
 
     @property
     def displacement(self) -> Tensor:

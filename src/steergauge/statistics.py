@@ -60,7 +60,7 @@ def two_way_bootstrap(
     draws = {}
     for name, table in tables.items():
         directions = _resampling_weights(generator, num_draws, table.shape[0])
-        draws[name] = np.einsum("bj,jx,bx->b", directions, table, prompts)
+        draws[name] = ((directions @ table) * prompts).sum(1)
     return draws
 
 

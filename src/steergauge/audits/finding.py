@@ -96,13 +96,13 @@ class Finding:
             Control(**control | {"estimate": _estimate(control["estimate"])})
             for control in record["controls"]
         )
-        rest = {
+        typed: dict[str, Any] = {
             "estimate": _estimate(record["estimate"]),
             "verdict": Verdict(record["verdict"]),
             "reasons": tuple(record["reasons"]),
             "controls": controls,
         }
-        return cls(**{**record, **rest})
+        return cls(**{**record, **typed})
 
 
 def _estimate(record: Mapping[str, Any] | None) -> Estimate | None:

@@ -169,7 +169,7 @@ def _check_injection(
     ulp = torch.finfo(before.dtype).eps * torch.maximum(largest, wanted.abs())
     error = ((after - before)[scope] - wanted).abs()
     inside = bool((error <= ulp).all())
-    outside = bool(torch.equal(after[mask & ~scope], before[mask & ~scope]))
+    outside = torch.equal(after[mask & ~scope], before[mask & ~scope])
     times = _edits_per_token(lm, specimen, intervention)
     return [
         _Check(

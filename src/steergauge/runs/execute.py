@@ -118,6 +118,9 @@ class _Work:
         lm, inputs, store, spec = self.lm, self.inputs, self.store, self.spec
         self.progress.begin("vector and controls", 2)
         vector = plan.extract_or_load(lm, inputs, store)
+        if spec.alpha is not None:
+            asked = Add(vector, spec.alpha, scope_named(spec.scope))
+            asked.check_fits(lm, other_model=True)
         self.progress.advance(1)
         controls = plan.control_vectors(lm, inputs, vector, store)
         self.progress.advance(1)

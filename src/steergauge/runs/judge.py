@@ -96,7 +96,7 @@ def facts(seen: Evidence) -> dict[str, Any]:
 
 def _behaviour(seen: Evidence) -> list[Finding]:
     """T1, then T3 for every subject."""
-    details = {
+    details: dict[str, Any] = {
         "dose": [dose.to_json() for dose in seen.dose.doses],
         "recommended_alpha": seen.dose.recommended,
         "coherent": seen.dose.coherent,

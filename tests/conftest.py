@@ -1,0 +1,17 @@
+"""Before any test module is imported: types are enforced, nothing is downloaded."""
+
+import os
+
+import jaxtyping
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Every annotation of the package is checked at run time, in the tests only. As for a
+# static checker, an int is a float.
+CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook("steergauge", CHECKER)
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One worker a core: more threads would only fight each other.
+    torch.set_num_threads(1)

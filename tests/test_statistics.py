@@ -1,0 +1,260 @@
+"""Intervals cover, tests keep their level, and closed forms hold, on plain arrays."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from steergauge.statistics import (
+    Estimate,
+    auc,
+    estimate,
+    intraclass_correlation,
+    prompts_to_decide,
+    rank_p,
+    tost,
+    two_way_bootstrap,
+)
+
+NUM_SIMULATIONS = 300
+SCORES = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=12)
+
+
+def slack(rate: float, num: int = NUM_SIMULATIONS) -> float:
+    """Three binomial standard deviations of a rate seen in `num` simulations."""
+    return 3 * math.sqrt(rate * (1 - rate) / num)
+
+
+def crossed(
+    rng: np.random.Generator,
+    *,
+    num_prompts: int = 50,
+    num_directions: int = 5,
+    of_prompts: float,
+    of_directions: float,
+    of_cells: float,
+) -> np.ndarray:
+    """A table with mean 0 and the given standard deviations of its random factors."""
+    return (
+        rng.normal(0, of_prompts, (1, num_prompts))
+        + rng.normal(0, of_directions, (num_directions, 1))
+        + rng.normal(0, of_cells, (num_directions, num_prompts))
+    )
+
+
+def coverage(num_draws: int = 600, **factors: float) -> float:
+    """How often the 95 % interval of a crossed table covers its mean."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for seed in range(NUM_SIMULATIONS):
+        table = crossed(rng, **factors)
+        draws = two_way_bootstrap({"": table}, num_draws=num_draws, seed=seed)[""]
+        seen = estimate(table, draws)
+        hits += seen.low <= 0 <= seen.high
+    return hits / NUM_SIMULATIONS
+
+
+@pytest.mark.parametrize("num_prompts", [50, 100])
+def test_the_interval_of_one_vector_covers_its_mean_95_times_in_100(num_prompts):
+    rate = coverage(
+        num_directions=1,
+        num_prompts=num_prompts,
+        of_prompts=1,
+        of_directions=0,
+        of_cells=0.5,
+    )
+    # Neither too short nor, which would be no achievement, too long.
+    assert abs(rate - 0.95) < slack(0.95)
+
+
+@pytest.mark.parametrize(
+    ("of_prompts", "of_directions", "of_cells"),
+    [(1, 0.1, 1), (1, 0.3, 1), (0.3, 0.1, 1), (1, 0, 0)],
+)
+def test_two_way_intervals_cover_where_prompts_vary_as_much_as_directions(
+    of_prompts, of_directions, of_cells
+):
+    # Variances of the mean: prompts /50, directions /5. Bootstrap variance of the
+    # cells' own noise is up to three times too large, so rates above 0.95 are seen.
+    rate = coverage(
+        of_prompts=of_prompts, of_directions=of_directions, of_cells=of_cells
+    )
+    assert rate >= 0.95 - slack(0.95)
+
+
+def test_intervals_of_five_directions_that_vary_more_than_prompts_are_too_short():
+    # Five directions are five numbers: a percentile interval is z sqrt(4/5) wide where
+    # Student's would be t_4, so it covers 84.6 times in 100. Known, stated, measured.
+    expected = 2 * stats.t.cdf(stats.norm.ppf(0.975) * math.sqrt(4 / 5), df=4) - 1
+    assert expected == pytest.approx(0.846, abs=0.001)
+    rate = coverage(of_prompts=0.1, of_directions=1, of_cells=0.1)
+    assert abs(rate - expected) < slack(expected)
+
+
+def test_draws_have_the_mean_and_the_standard_error_of_the_table():
+    rng = np.random.default_rng(0)
+    table = rng.normal(3.0, 2.0, (1, 80))
+    draws = two_way_bootstrap({"": table}, num_draws=20_000)[""]
+    error = table.std() / math.sqrt(80)
+    # 20000 draws: mean to 3 / sqrt(20000) errors, spread to 3 / sqrt(40000).
+    assert abs(draws.mean() - table.mean()) < 0.022 * error
+    assert abs(draws.std() / error - 1) < 0.015
+
+
+def test_identical_tables_differ_by_exactly_nothing():
+    table = np.random.default_rng(0).random((1, 50))
+    draws = two_way_bootstrap({"v": table, "again": table.copy()})
+    assert draws["v"].std() > 0.01
+    assert np.array_equal(draws["v"], draws["again"])
+
+
+def test_prompts_are_resampled_jointly_and_directions_independently():
+    rng = np.random.default_rng(0)
+    prompts, directions = rng.random((1, 50)), rng.random((6, 1))
+    same_rows = np.broadcast_to(prompts, (6, 50))
+    same_columns = np.broadcast_to(directions, (6, 50))
+    tables = {"a": same_rows, "b": same_rows, "c": same_columns, "d": same_columns}
+    draws = two_way_bootstrap(tables)
+    assert draws["a"].std() > 0.01
+    # Equal up to the order in which 300 numbers are summed.
+    assert np.abs(draws["a"] - draws["b"]).max() < 1e-12
+    assert draws["c"].std() > 0.01
+    # Independent: correlation 0, to four standard errors of 2000 draws.
+    assert abs(np.corrcoef(draws["c"], draws["d"])[0, 1]) < 4 / math.sqrt(2000)
+
+
+def test_the_same_seed_gives_the_same_draws_and_another_does_not():
+    table = np.random.default_rng(0).random((3, 20))
+    first, again, other = (
+        two_way_bootstrap({"": table}, seed=seed)[""] for seed in (5, 5, 6)
+    )
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize("widths", [(3, 4), (0,)])
+def test_tables_of_other_prompts_or_of_none_are_refused(widths):
+    tables = {str(width): np.zeros((1, width)) for width in widths}
+    with pytest.raises(ValueError, match="same prompts"):
+        two_way_bootstrap(tables)
+
+
+def test_an_interval_excludes_zero_if_it_lies_on_one_side_of_it():
+    cases = {(1, 2): True, (-2, -1): True, (-1, 1): False, (0, 1): False}
+    for (low, high), expected in cases.items():
+        assert Estimate(0.5, float(low), float(high)).excludes_zero is expected
+
+
+def lift_draws(
+    rng: np.random.Generator, ratio: float, *, num_prompts: int = 100, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Draws of L(v) = 0.15 and of L(v') = ratio L(v), on the same prompts."""
+    shared = rng.normal(0, 0.05, (1, num_prompts))
+    noise = rng.normal(0, 0.06, (2, num_prompts))
+    tables = {
+        "v": 0.15 + shared + noise[:1],
+        "other": 0.15 * ratio + shared + noise[1:],
+    }
+    return two_way_bootstrap(tables, num_draws=600, seed=seed)
+
+
+def rate_of_equivalence(ratio: float, **sizes: int) -> float:
+    rng = np.random.default_rng(2)
+    verdicts = []
+    for seed in range(NUM_SIMULATIONS):
+        draws = lift_draws(rng, ratio, seed=seed, **sizes)
+        verdicts.append(tost(draws["v"], draws["other"], margin=0.2).equivalent)
+    return float(np.mean(verdicts))
+
+
+def test_tost_finds_what_is_equal_and_rarely_more_than_5_times_in_100_what_is_not():
+    assert rate_of_equivalence(1.0) > 0.8
+    # Exactly at the margin is the least favourable case of "not equivalent".
+    for ratio in (0.8, 1.2):
+        assert rate_of_equivalence(ratio) < 0.05 + slack(0.05)
+    for ratio in (-1.0, 0.0, 0.5, 2.0):
+        assert rate_of_equivalence(ratio) == 0.0
+
+
+def test_few_prompts_make_tost_undecided_and_not_equivalent():
+    assert rate_of_equivalence(1.0, num_prompts=10) < 0.2
+
+
+def test_tost_bounds_are_closed_forms_and_scale_with_the_lift():
+    draws = np.linspace(0.1, 0.2, 101)
+    seen = tost(draws, draws, margin=0.2)
+    # L(v') = L(v): the bounds are the quantiles of m L(v) and of -m L(v).
+    assert seen.above == pytest.approx(0.2 * 0.105)
+    assert seen.below == pytest.approx(-0.2 * 0.105)
+    scaled = tost(7 * draws, 7 * draws, margin=0.2)
+    assert (scaled.above, scaled.below) == pytest.approx(
+        (7 * seen.above, 7 * seen.below)
+    )
+
+
+def test_at_the_prompts_to_decide_tost_decides_80_times_in_100():
+    rng = np.random.default_rng(3)
+    bound = 0.03
+    num = prompts_to_decide(rng.normal(0, 0.1, 200_000), bound)
+    # 8.56 (0.1 / 0.03)^2 = 95.2, to the error of a variance from 200000 prompts.
+    assert abs(num - 95.2) < 2
+    decided = []
+    for seed in range(NUM_SIMULATIONS):
+        gap = rng.normal(0, 0.1, (1, num))
+        reference = np.full((1, num), bound / 0.2)
+        tables = {"v": reference, "other": reference + gap}
+        draws = two_way_bootstrap(tables, num_draws=600, seed=seed)
+        decided.append(tost(draws["v"], draws["other"], margin=0.2).equivalent)
+    assert abs(np.mean(decided) - 0.8) < slack(0.8)
+
+
+def test_prompts_to_decide_is_0_where_nothing_can_be_said():
+    varied = np.array([0.0, 1.0])
+    for differences, bound in [(varied, 0.0), (varied, -1.0), (np.zeros(1), 1.0)]:
+        assert prompts_to_decide(differences, bound) == 0
+
+
+@given(value=st.integers(0, 6).map(float), null=SCORES)
+def test_rank_p_counts_the_nulls_that_reach_the_value(value, null):
+    reached = sum(other >= value for other in null)
+    assert rank_p(value, np.array(null)) == (1 + reached) / (1 + len(null))
+
+
+def test_rank_p_is_uniform_when_the_value_is_one_of_the_nulls():
+    rng = np.random.default_rng(0)
+
+    def counts(shift: float) -> np.ndarray:
+        drawn = rng.normal(size=(2000, 20))
+        p = [rank_p(row[0] + shift, row[1:]) for row in drawn]
+        return np.bincount((np.array(p) * 20).round().astype(int), minlength=21)[1:]
+
+    assert stats.chisquare(counts(0.0)).pvalue > 1e-4
+    assert stats.chisquare(counts(0.3)).pvalue < 1e-4
+
+
+@given(high=SCORES, low=SCORES)
+def test_auc_is_the_share_of_pairs_in_the_right_order(high, low):
+    pairs = [(h > l) + 0.5 * (h == l) for h in high for l in low]  # noqa: E741
+    assert auc(np.array(high), np.array(low)) == pytest.approx(np.mean(pairs))
+
+
+def test_auc_of_scores_that_are_all_the_same_is_one_half():
+    assert auc(np.full(12, 0.5), np.full(10, 0.5)) == 0.5
+
+
+@pytest.mark.parametrize("icc", [0.0, 0.3, 0.8])
+def test_intraclass_correlation_finds_the_share_that_was_simulated(icc):
+    rng = np.random.default_rng(4)
+    between = rng.normal(0, math.sqrt(icc), (500, 1))
+    scores = between + rng.normal(0, math.sqrt(1 - icc), (500, 8))
+    # Standard error of an ICC from 500 x 8 is at most 0.022 (Fisher 1925); three.
+    assert abs(intraclass_correlation(scores) - icc) < 0.066
+
+
+def test_intraclass_correlation_of_constants_is_0_and_of_single_values_unknown():
+    assert intraclass_correlation(np.full((5, 4), 0.3)) == 0.0
+    assert math.isnan(intraclass_correlation(np.zeros((1, 4))))
+    assert math.isnan(intraclass_correlation(np.zeros((4, 1))))
