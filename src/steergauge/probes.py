@@ -1,6 +1,6 @@
 """Probes: text -> score in [0, 1], each validated on labelled texts before it judges.
 
-*Lexical* probes count words, as arXiv 2602.06801 does for its traits:
+*Lexical* probes count words, as arXiv 2602.06801 does for its traits::
 
     score = sigmoid(number of high words - number of low words)
 
@@ -13,16 +13,17 @@ The gate: on labelled texts the score must tell high from low with an AUC of at 
 """
 
 import importlib.util
-import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import expit
 
 from steergauge.errors import BadProbe, NoSuchFile, ProbeRefused
 from steergauge.statistics import auc
@@ -68,7 +69,7 @@ def lexical_score(high: Sequence[str], low: Sequence[str]) -> Score:
 
     def score(texts: Sequence[str]) -> Float[np.ndarray, " texts"]:
         counts = [len(find_high(text)) - len(find_low(text)) for text in texts]
-        return np.array([1 / (1 + math.exp(-count)) for count in counts], dtype=float)
+        return expit(np.array(counts, dtype=float))
 
     return score
 
@@ -132,7 +133,12 @@ def lexical_probe(name: str, table: Mapping[str, Any]) -> Probe:
         ProbeRefused: it does not tell the validation texts apart.
     """
     high, low = _texts(name, table, "high"), _texts(name, table, "low")
-    labelled = table.get("validation", {"high": [], "low": []})
+    labelled = table.get("validation", {})
+    if not isinstance(labelled, Mapping):
+        raise BadProbe(
+            f"`validation` of the probe {name!r} is no table.",
+            remedy='Write [validation], and under it high = ["..."], low = ["..."].',
+        )
     return validated(
         name,
         lexical_score(high, low),
@@ -184,15 +190,27 @@ def _callable(path: Path, function: str) -> Score:
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
-    try:
+    with _theirs(path, function):
         specification.loader.exec_module(module)
-        score = getattr(module, function)
+        scored = getattr(module, function)
+
+    def score(texts: Sequence[str]) -> np.ndarray:
+        with _theirs(path, function):
+            return np.asarray(scored(list(texts)), dtype=float)
+
+    return score
+
+
+@contextmanager
+def _theirs(path: Path, function: str) -> Iterator[None]:
+    """Whatever goes wrong inside is the user's code's."""
+    try:
+        yield
     except Exception as error:
         raise BadProbe(
-            f"{path}:{function} cannot be used: {error}.",
+            f"{path}:{function} cannot be used: {type(error).__name__}: {error}.",
             remedy="Define a function that maps a list of texts to a list of scores.",
         ) from error
-    return lambda texts: np.asarray(score(list(texts)), dtype=float)
 
 
 def _scores(name: str, score: Score, texts: Sequence[str]) -> np.ndarray:
@@ -214,10 +232,12 @@ def _texts(
     name: str, table: Mapping[str, Any], key: str, *, may_be_empty: bool = False
 ) -> list[str]:
     texts = table.get(key, [])
-    good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+    good = isinstance(texts, list) and all(
+        isinstance(text, str) and text.strip() for text in texts
+    )
     if not good or not (texts or may_be_empty):
         raise BadProbe(
-            f"the probe {name!r} has no list of texts under `{key}`.",
+            f"the probe {name!r} has no list of texts under `{key}`, or a blank one.",
             remedy=f'Write {key} = ["...", "..."].',
         )
     return texts

@@ -1,7 +1,7 @@
 """Given responses, scored token by token under several interventions at once.
 
 For texts y drawn from the arm v, the sequence divergence from an arm c is, by the
-chain rule,
+chain rule::
 
     K(v || c) = E_x E_{y ~ P_v(.|x)} sum_k KL( p_v(.|x, y<k) || p_c(.|x, y<k) ),
 
@@ -55,12 +55,12 @@ def sequence_kl(
         others: the arms to compare with it.
         temperature: the one at which the responses were drawn.
     """
-    arms = {"": reference, **others}
+    arms = [reference, *others.values()]
     sums: dict[str, list[float]] = {name: [] for name in others}
     for chunk in _chunks(lm, rows):
         logits = _logits_of_arms(lm, chunk, arms)
-        own = next(logits)[1] / temperature
-        for name, other in logits:
+        own = next(logits) / temperature
+        for name, other in zip(others, logits, strict=True):
             steps = kl(own, other / temperature) * chunk.scored
             sums[name] += steps.sum(-1).tolist()
     return {name: np.array(values) for name, values in sums.items()}
@@ -72,7 +72,7 @@ def negative_log_likelihood(
     """-log P(response | prompt) under `scorer`, one number a row, in nats."""
     sums: list[float] = []
     for chunk in _chunks(lm, rows):
-        (_, logits), *_ = _logits_of_arms(lm, chunk, {"": scorer})
+        (logits,) = _logits_of_arms(lm, chunk, [scorer])
         steps = log_likelihood(logits, chunk.targets) * chunk.scored
         sums += (-steps.sum(-1)).tolist()
     return np.array(sums)
@@ -101,8 +101,6 @@ class _Chunk:
 
 def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]:
     longest = max((len(row.response_ids) for row in rows), default=0)
-    if longest == 0:
-        return
     size = max(1, LOGITS_AT_ONCE // ((longest + 1) * lm.d_vocab))
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
@@ -115,14 +113,14 @@ def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]
 
 
 def _logits_of_arms(
-    lm: LanguageModel, chunk: _Chunk, arms: Mapping[str, Intervention | None]
-) -> Iterator[tuple[str, Logits]]:
+    lm: LanguageModel, chunk: _Chunk, arms: Sequence[Intervention | None]
+) -> Iterator[Logits]:
     """For each arm the logits that predict `chunk.targets`, in the order of `arms`."""
     keep = chunk.width + 1
-    layers = sorted({arm.site.layer for arm in arms.values() if arm is not None})
+    layers = sorted({arm.site.layer for arm in arms if arm is not None})
     streams = lm.streams(chunk.ids, chunk.mask, layers=layers) if layers else {}
     where = positions(chunk.mask)
-    for name, arm in arms.items():
+    for arm in arms:
         if arm is None or arm.is_identity:
             logits = lm.logits(chunk.ids, chunk.mask, keep=keep)
         else:
@@ -131,4 +129,4 @@ def _logits_of_arms(
             edit = edits(each, where, chunk.mask, chunk.prompt_lengths)[layer]
             stream = edit(streams[layer])
             logits = lm.suffix(stream, chunk.mask, layer=layer, keep=keep)
-        yield name, logits[:, :-1]
+        yield logits[:, :-1]

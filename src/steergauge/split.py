@@ -7,7 +7,7 @@
 `prefix` runs blocks 0..l and stops there: no block above, no head. `suffix` is the
 user's own model with blocks 0..l made to return a given stream, so masks, positions,
 rotary angles, final norm, soft caps and head are the model's own code. Both rest on
-the law
+the law ::
 
     suffix(prefix(x)) == model(x)
 

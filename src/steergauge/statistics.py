@@ -17,7 +17,7 @@ Draws = Float[np.ndarray, " draws"]
 
 NUM_DRAWS = 2000
 POWER_CONSTANT = float((stats.norm.ppf(0.95) + stats.norm.ppf(0.90)) ** 2)
-"""(z_.95 + z_.90)^2 = 8.56: two one-sided 5 % tests, power 80 %, no true difference."""
+"""``(z_.95 + z_.90)^2`` = 8.56: two one-sided 5 % tests at 80 % power."""
 
 
 @dataclass(frozen=True, slots=True)

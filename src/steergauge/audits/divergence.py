@@ -1,8 +1,10 @@
 """T4, distributional equivalence: how far apart are the texts of v and v', in nats?
 
+::
+
     K(v || v') = E_x E_{y ~ P_v} sum_k KL( p_v(.|x, y<k) || p_v'(.|x, y<k) )
 
-bounds *every* probe at once. For any score phi in [0, 1] of the first K tokens,
+bounds *every* probe at once. For any score phi in [0, 1] of the first K tokens::
 
     |E_v phi - E_v' phi| <= min( sqrt(K/2), sqrt(1 - exp(-K)) )
 
@@ -157,7 +159,7 @@ def _judge(
 
 
 def _itself(floor: float, effect: Estimate) -> Control:
-    """The arm v against itself: alone, in a batch, with a cache, there and back (measured by T0)."""
+    """The arm v against itself through other compute paths, as T0 measured it."""
     return Control(
         "v",
         "v against itself through other compute paths stays far below v's effect",

@@ -1,10 +1,10 @@
 """T3, behavioural equivalence: is the lift of v' that of v, within a stated margin?
 
 Two one-sided tests on the lift (TOST), never the absence of a significant difference:
-a small |d| from few samples is noise, not equivalence. EQUIVALENT needs both the 5 %
-quantile of L(v') - (1 - m) L(v) above 0 and the 95 % quantile of L(v') - (1 + m) L(v)
-below 0, with the margin m set beforehand. A score is one shadow of a distribution:
-equal lifts do not make equal texts (see divergence).
+a small standardised difference from few samples is noise, not equivalence. EQUIVALENT
+needs both the 5 % quantile of L(v') - (1 - m) L(v) above 0 and the 95 % quantile of
+L(v') - (1 + m) L(v) below 0, with the margin m set beforehand. A score is one
+shadow of a distribution: equal lifts do not make equal texts (see divergence).
 """
 
 from collections.abc import Mapping

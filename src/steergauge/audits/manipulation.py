@@ -1,5 +1,7 @@
 """T1, manipulation check: does v move the trait, and more than a random step does?
 
+::
+
     L(v) = mean_x [ phi_v(x) - phi_0(x) ]
 
 with phi the probe's mean score of the continuations. Without it every comparison of v

@@ -30,7 +30,6 @@ class Extraction:
     Attributes:
         vector: the mean difference.
         differences: moments of the pairs' differences.
-        standard_error: Euclidean length of the mean's sampling error.
     """
 
     vector: SteeringVector
