@@ -20,7 +20,7 @@ from torch import Tensor
 
 from steergauge.intervention import Intervention, edits
 from steergauge.prompts import padded
-from steergauge.readout import kl, log_likelihood
+from steergauge.readout import kl_from, log_likelihood
 from steergauge.split import LanguageModel, positions
 from steergauge.types import Logits
 
@@ -59,10 +59,11 @@ def sequence_kl(
     sums: dict[str, list[float]] = {name: [] for name in others}
     for chunk in _chunks(lm, rows):
         logits = _logits_of_arms(lm, chunk, arms)
-        own = next(logits) / temperature
+        scored = chunk.scored
+        divergence_to = kl_from(next(logits)[scored] / temperature)
         for name, other in zip(others, logits, strict=True):
-            steps = kl(own, other / temperature) * chunk.scored
-            sums[name] += steps.sum(-1).tolist()
+            nats = divergence_to(other[scored] / temperature)
+            sums[name] += _row_sums(nats, scored)
     return {name: np.array(values) for name, values in sums.items()}
 
 
@@ -73,9 +74,17 @@ def negative_log_likelihood(
     sums: list[float] = []
     for chunk in _chunks(lm, rows):
         (logits,) = _logits_of_arms(lm, chunk, [scorer])
-        steps = log_likelihood(logits, chunk.targets) * chunk.scored
-        sums += (-steps.sum(-1)).tolist()
+        scored = chunk.scored
+        nats = -log_likelihood(logits[scored], chunk.targets[scored])
+        sums += _row_sums(nats, scored)
     return np.array(sums)
+
+
+def _row_sums(values: Tensor, scored: Tensor) -> list[float]:
+    """Sums over each row of values given at its scored tokens."""
+    table = torch.zeros(scored.shape, dtype=values.dtype, device=values.device)
+    table[scored] = values
+    return table.sum(-1).tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +103,9 @@ class _Chunk:
 
     @property
     def scored(self) -> Tensor:
-        """1 where `targets` holds a response token, 0 at prompt and padding."""
+        """True where `targets` holds a response token, not prompt or padding."""
         here = positions(self.mask) >= self.prompt_lengths[:, None]
-        return (here & self.mask)[:, -self.width :].double()
+        return (here & self.mask)[:, -self.width :]
 
 
 def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]:

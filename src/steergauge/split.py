@@ -213,16 +213,19 @@ class LanguageModel:
                 remedy=f"Choose a layer from 0 to {self.num_layers - 1}.",
             )
 
-    def prove(self, layers: Sequence[int] | None = None) -> float:
+    def prove(
+        self, layers: Sequence[int] | None = None, *, again: bool = False
+    ) -> float:
         """Check the law at `layers` (default: all); the largest deviation in logits.
 
-        Two random rows, one of them left-padded. Layers already proved cost nothing.
+        Two random rows, one of them left-padded. Layers already proved cost nothing,
+        and count as 0, unless `again`.
 
         Raises:
             NotTheSuffix: suffix(prefix(x)) differs from model(x).
         """
         asked = range(self.num_layers) if layers is None else layers
-        todo = [layer for layer in asked if layer not in self._proved]
+        todo = [layer for layer in asked if again or layer not in self._proved]
         worst = 0.0
         if not todo:
             return worst

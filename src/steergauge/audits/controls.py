@@ -1,9 +1,10 @@
 """Matched nulls: directions that are like v in everything but what v is said to be.
 
 All have v's norm and site. *Random* directions ask whether any step of this length
-would do; *sign flips*, mean_i s_i (h(x_i+) - h(x_i-)) with s_i = +-1, ask the same
-within the span of the very differences that made v, which isotropic directions nearly
-miss (arXiv 2608.24335); *perpendicular* ones are the v_perp of arXiv 2602.06801.
+would do; *sign flips*, mean_i s_i (h(x_i+) - h(x_i-)) with half of the s_i = +1 and
+half -1, ask the same within the span of the very differences that made v, which
+isotropic directions nearly miss (arXiv 2608.24335); *perpendicular* ones are the
+v_perp of arXiv 2602.06801.
 """
 
 from collections.abc import Sequence
@@ -48,20 +49,35 @@ def sign_flips(
     seed: int = 0,
     batch_size: int = 32,
 ) -> list[SteeringVector]:
-    """`num` means of randomly signed pair differences, of v's norm."""
-    generator = torch.Generator().manual_seed(seed)
-    sums = torch.zeros(num, lm.d_model, dtype=torch.float64)
+    """`num` differences between two random halves of the pairs, of v's norm.
+
+    Exactly half of the signs are +1. With independent signs, sum s_i is not 0, so a
+    share of v itself stays in the mean; where pairs agree well it is all that stays,
+    and scaling to v's norm turns the "null" into v or -v.
+    """
+    signs = _balanced_signs(num, len(pairs), seed)
+    sums, done = torch.zeros(num, lm.d_model, dtype=torch.float64), 0
     grouped = ((pair.positive, pair.negative) for pair in pairs)
     for batch in length_sorted(grouped, batch_size):
         plus, minus = zip(*batch, strict=True)
         rows = reader.read(lm, [*plus, *minus])
         differences = rows[: len(batch)] - rows[len(batch) :]
-        signs = torch.randint(0, 2, (num, len(batch)), generator=generator) * 2 - 1
-        sums += signs.double() @ differences
+        sums += signs[:, done : done + len(batch)] @ differences
+        done += len(batch)
     return [
         _matched(vector, row, f"sign flip {i} of the pairs, seed {seed}")
         for i, row in enumerate(sums)
     ]
+
+
+def _balanced_signs(num: int, num_pairs: int, seed: int) -> Tensor:
+    """Rows of +1 and -1 in equal number, shuffled; an odd pair is left out by a 0."""
+    generator = torch.Generator().manual_seed(seed)
+    half = num_pairs // 2
+    signs = torch.zeros(num_pairs, dtype=torch.float64)
+    signs[:half], signs[half : 2 * half] = 1, -1
+    rows = [torch.randperm(num_pairs, generator=generator) for _ in range(num)]
+    return torch.stack([signs[row] for row in rows])
 
 
 def rescaled(vector: SteeringVector, like: SteeringVector) -> SteeringVector:

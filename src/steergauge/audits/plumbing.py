@@ -86,7 +86,7 @@ def plumbing(
     texts = generate(lm, some, {"v": intervention}, decoding=decoding, chat=chat)
     specimen = _specimen(lm, texts, chat)
     layer = intervention.site.layer
-    law = lm.prove(range(lm.num_layers))
+    law = lm.prove(again=True)
     floor_kl, path_gap = _floor_kl(lm, specimen, intervention)
     floor_stream = _floor_stream(lm, specimen, layer)
     checks = [

@@ -1,0 +1,200 @@
+"""A spec survives its TOML, and no impossible run can be specified."""
+
+import dataclasses
+import math
+import tomllib
+
+import pytest
+import tomli_w
+from hypothesis import given
+from hypothesis import strategies as st
+
+from steergauge.errors import BadSpec
+from steergauge.runs.spec import AUDITS, PRESETS, Spec, read_spec, spec_from
+
+CHANGED = Spec(
+    model="some/model",
+    revision="abc",
+    dtype="bfloat16",
+    trust_remote_code=True,
+    chat=False,
+    trait="humor",
+    pairs="p.jsonl",
+    vector="v.safetensors",
+    against=("a.safetensors", "b.safetensors"),
+    other_model=True,
+    prompts="prompts.txt",
+    environment="genre-shift",
+    probe='odd "name".toml',
+    labelled="l.jsonl",
+    layer=0,
+    position="index:-2",
+    scope="all",
+    alpha=-0.1,
+    audits=("plumbing",),
+    num_pairs=7,
+    num_prompts=8,
+    num_dose_prompts=9,
+    samples=10,
+    max_new_tokens=11,
+    temperature=0.0,
+    num_perpendicular=12,
+    num_random=13,
+    margin=0.3,
+    budget=1 / 3,
+    prompts_per_cell=14,
+    batch_size=15,
+    seed=16,
+)
+FIELDS = {field.name for field in dataclasses.fields(Spec)}
+
+
+def test_the_specimen_differs_from_the_default_in_every_field():
+    default = Spec()
+    same = {name for name in FIELDS if getattr(CHANGED, name) == getattr(default, name)}
+    assert same == set()
+
+
+@pytest.mark.parametrize("spec", [Spec(), CHANGED], ids=["default", "changed"])
+def test_a_spec_survives_the_round_trip_through_toml(spec, tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(spec.to_table()), encoding="utf-8")
+    back = spec_from(read_spec(path))
+    assert back == spec
+    assert {name: type(getattr(back, name)) for name in FIELDS} == {
+        name: type(getattr(spec, name)) for name in FIELDS
+    }
+
+
+@given(
+    alpha=st.floats(allow_nan=False, allow_infinity=False).filter(bool),
+    margin=st.floats(0, 1, exclude_min=True, exclude_max=True),
+)
+def test_every_finite_number_survives_to_the_last_bit(alpha, margin):
+    table = tomllib.loads(tomli_w.dumps(Spec(alpha=alpha, margin=margin).to_table()))
+    back = spec_from(table)
+    assert (back.alpha, back.margin) == (alpha, margin)
+
+
+def test_the_run_file_of_a_finished_run_serves_as_well(tmp_path):
+    path = tmp_path / "run.toml"
+    table = {**CHANGED.to_table(), "inputs": {"model": "0123"}}
+    path.write_text(tomli_w.dumps(table), encoding="utf-8")
+    assert spec_from(read_spec(path)) == CHANGED
+
+
+@pytest.mark.parametrize(
+    "content", [b"model = ", b"\xff\xfe", None], ids=["no TOML", "no text", "no file"]
+)
+def test_a_run_file_that_cannot_be_read_is_named(content, tmp_path):
+    path = tmp_path / "mine.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadSpec, match=r"mine\.toml"):
+        read_spec(path)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_a_preset_sets_its_sizes_and_nothing_else(preset):
+    spec = spec_from({}, preset=preset)
+    assert dataclasses.replace(Spec(), **PRESETS[preset]) == spec
+    # Few prompts cannot state an equivalence: no preset may have fewer.
+    assert spec.num_prompts >= 50
+
+
+def test_the_presets_differ():
+    assert spec_from({}, preset="standard").samples > spec_from({}).samples
+
+
+def test_what_is_given_overrides_the_file_and_the_file_the_preset():
+    table = {"samples": 7, "max_new_tokens": 9}
+    spec = spec_from(table, preset="standard", max_new_tokens=3, seed=None)
+    assert spec.num_prompts == PRESETS["standard"]["num_prompts"]
+    assert (spec.samples, spec.max_new_tokens, spec.seed) == (7, 3, 0)
+
+
+def test_an_unknown_preset_is_refused_by_name():
+    with pytest.raises(BadSpec, match="enormous"):
+        spec_from({}, preset="enormous")
+
+
+@pytest.mark.parametrize("key", ["num_promts", "Model", "inputs", ""])
+def test_an_unknown_key_is_refused_by_name(key):
+    with pytest.raises(BadSpec, match=f"unknown key {key}"):
+        spec_from({key: 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("samples", "4"),
+        ("samples", 4.0),
+        ("samples", True),
+        ("layer", 1.5),
+        ("layer", True),
+        ("alpha", "1"),
+        ("alpha", True),
+        ("chat", "yes"),
+        ("chat", 1),
+        ("model", 3),
+        ("against", 5),
+        ("against", ["a", 1]),
+        ("audits", {"plumbing": True}),
+        ("trust_remote_code", "no"),
+        ("seed", [1]),
+        ("margin", "0.2"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_key_and_value(key, value):
+    with pytest.raises(BadSpec) as caught:
+        spec_from({key: value})
+    assert key in str(caught.value)
+    assert repr(value) in str(caught.value)
+    assert type(value).__name__ in str(caught.value)
+
+
+def test_an_integer_is_a_number_and_a_comma_separated_text_a_list():
+    spec = spec_from({"alpha": 2, "audits": "plumbing,divergence"})
+    assert isinstance(spec.alpha, float)
+    assert spec.audits == ("plumbing", "divergence")
+
+
+IMPOSSIBLE = {
+    "num_pairs": (1, 0, -1),
+    "num_prompts": (1, 0),
+    "num_dose_prompts": (0,),
+    "samples": (0, -3),
+    "max_new_tokens": (0,),
+    "num_perpendicular": (0,),
+    "num_random": (0, -1),
+    "prompts_per_cell": (0,),
+    "batch_size": (0,),
+    "seed": (-1,),
+    "alpha": (0.0, math.inf, -math.inf, math.nan),
+    "temperature": (-0.1, math.inf, math.nan),
+    "margin": (0.0, 1.0, -0.2, math.nan),
+    "budget": (0.0, 1.0, math.nan),
+    "audits": ((), ("plumbing", "everything")),
+}
+
+
+@pytest.mark.parametrize("key", list(IMPOSSIBLE))
+def test_an_impossible_value_is_refused_with_its_key(key):
+    for value in IMPOSSIBLE[key]:
+        with pytest.raises(BadSpec, match=key.removesuffix("s")):
+            Spec(**{key: value})
+
+
+def test_the_smallest_possible_run_can_be_specified():
+    spec = Spec(
+        num_pairs=2,
+        num_prompts=2,
+        num_dose_prompts=1,
+        samples=1,
+        max_new_tokens=1,
+        temperature=0.0,
+        num_perpendicular=1,
+        num_random=1,
+        audits=AUDITS[:1],
+    )
+    assert spec_from(spec.to_table()) == spec
