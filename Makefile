@@ -4,34 +4,40 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+RUN_TIME := $(VENV)/.run-time
+DEVELOPMENT := $(VENV)/.development
 
 .PHONY: demo test lint docs organism clean
 
-$(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $(STAMP)
-
-demo: $(STAMP)
+demo: $(RUN_TIME)
 	$(BIN)/steergauge demo --out demo
 
-test: $(STAMP) lint
+test: lint
 	$(BIN)/pytest --numprocesses 2
 
-lint: $(STAMP)
+lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check
 
-docs: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+docs: $(DEVELOPMENT)
+	$(PIP) --editable '.[docs]'
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 
-organism: $(STAMP)
+organism: $(RUN_TIME)
 	$(BIN)/python -m steergauge.organism.recipe --out src/steergauge/organism/weights
+
+$(RUN_TIME): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable .
+	touch $@
+
+$(DEVELOPMENT): $(RUN_TIME)
+	$(PIP) --editable '.[dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) demo docs/_build
