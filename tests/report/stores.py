@@ -92,20 +92,25 @@ OTHER = replace(
 FEW = replace(STRONG, num_prompts=8, nats={**STRONG.nats, "v_plus_perp": 0.15})
 """Too few prompts to tell."""
 
-NOTHING = replace(STRONG, pushes=dict.fromkeys(STRONG.pushes, 0.0), seed=1)
+NOTHING = replace(
+    STRONG, pushes=dict.fromkeys(STRONG.pushes, 0.0), num_prompts=16, seed=1
+)
 """v does not move the trait, yet changes the texts."""
 
 SILENT = replace(NOTHING, nats=dict.fromkeys(STRONG.nats, 1e-9))
 """v does nothing at all."""
 
-UNSCORED = replace(STRONG, probe=False, trait="")
+UNSCORED = replace(STRONG, probe=False, trait="", num_prompts=16)
 """A vector without a probe."""
 
-BROKEN = replace(STRONG, plumbing=Verdict.FAIL)
+BROKEN = replace(STRONG, plumbing=Verdict.FAIL, num_prompts=16)
 """The plumbing check failed, so all verdicts are withheld."""
 
 BACKWARD = replace(
-    STRONG, alpha=-1.0, pushes={name: -push for name, push in STRONG.pushes.items()}
+    STRONG,
+    num_prompts=16,
+    alpha=-1.0,
+    pushes={name: -push for name, push in STRONG.pushes.items()},
 )
 """Steering against v."""
 
@@ -123,6 +128,7 @@ NASTY = (
 
 HOSTILE = replace(
     STRONG,
+    num_prompts=16,
     trait="<script>trait</script> | a*b*",
     model='"><script>model</script>',
     hostile=NASTY,

@@ -11,7 +11,7 @@ it. Everything after the last cell is a pure function of the store.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from steergauge import scoring
 from steergauge.audits.finding import Finding
@@ -30,6 +30,7 @@ NUM_RANDOM_SCORED = 5
 """Random directions whose texts' divergence is computed, as a control of T4."""
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Who is told how far the work is."""
 

@@ -21,7 +21,7 @@ from steergauge.intervention import Add, scope_named
 from steergauge.probes import Probe, lexical_probe, load_probe
 from steergauge.prompts import ContrastPair, Text, Trait
 from steergauge.runs.spec import Spec
-from steergauge.runs.store import Store
+from steergauge.runs.store import Store, write_text
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector, load_vector
 
@@ -59,7 +59,7 @@ class Inputs:
             "model": lm.fingerprint,
             "pairs": texts.pairs_hash(self.pairs) if self.pairs else "",
             "prompts": texts.short_hash(repr((self.dose_prompts, self.test_prompts))),
-            "probe": texts.short_hash(repr(self.probe.words)) if self.probe else "",
+            "probe": _probe_hash(self.spec, self.probe) if self.probe else "",
             "vector": _vector_hash(self.given) if self.given else "",
         }
         rivals = {f"against {k}": _vector_hash(v) for k, v in self.rivals.items()}
@@ -82,6 +82,9 @@ def gather(
         spec = replace(spec, layer=lm.num_layers // 2)
     assert spec.layer is not None
     lm.check_layer(spec.layer)
+    scope_named(spec.scope)
+    Position(spec.position)
+    texts.uses_chat(lm, spec.chat)
     trait = texts.trait(spec.trait) if spec.trait else _trait_of(given)
     fit, held_out = _pairs(spec, trait)
     if given is None and not fit:
@@ -92,9 +95,7 @@ def gather(
             "--vector.",
         )
     dose, test = _prompts(spec, fit, held_out)
-    rivals = {Path(path).stem: load_vector(path) for path in spec.against}
-    for rival in rivals.values():
-        rival.check_fits(lm, other_model=spec.other_model)
+    rivals = _rivals(lm, spec)
     probe = _probe(spec, trait)
     return Inputs(spec, trait, tuple(fit), dose, test, probe, given, rivals)
 
@@ -102,35 +103,32 @@ def gather(
 def extract_or_load(lm: LanguageModel, inputs: Inputs, store: Store) -> SteeringVector:
     """The vector to be audited, kept in the store."""
     path = store.vectors / "v.safetensors"
-    if path.is_file():
-        return load_vector(path)
-    vector = inputs.given
-    if vector is None:
-        vector = mean_difference(
-            lm, inputs.pairs, _reader(inputs.spec), seed=inputs.spec.seed
-        ).vector
-    vector.check_fits(lm, other_model=True)
-    vector.save(path)
-    return vector
+    if not path.is_file():
+        vector = inputs.given
+        if vector is None:
+            vector = mean_difference(
+                lm, inputs.pairs, _reader(inputs.spec), seed=inputs.spec.seed
+            ).vector
+        vector.check_fits(lm, other_model=True)
+        vector.save(path)
+    # Read back, also if it was just written: a resumed run sees the same numbers.
+    return load_vector(path)
 
 
 def control_vectors(
     lm: LanguageModel, inputs: Inputs, vector: SteeringVector, store: Store
 ) -> dict[str, SteeringVector]:
     """Every control by arm name, at v's norm and site, kept in the store."""
-    spec = inputs.spec
     made = store.vectors / "controls.done"
-    if made.is_file():
-        names = made.read_text().split("\n")
-        return {name: load_vector(_file(store, name)) for name in names}
-    found = dict(_made_controls(lm, inputs, vector))
-    for name, rival in inputs.rivals.items():
-        found[f"against[{name}]"] = controls.rescaled(rival, vector)
-    for name, control in found.items():
-        control.save(_file(store, name))
-    assert spec.num_perpendicular >= 1
-    made.write_text("\n".join(found))
-    return found
+    if not made.is_file():
+        found = dict(_made_controls(lm, inputs, vector))
+        for name, rival in inputs.rivals.items():
+            found[f"against[{name}]"] = controls.rescaled(rival, vector)
+        for name, control in found.items():
+            control.save(_file(store, name))
+        write_text(made, "\n".join(found))
+    names = made.read_text(encoding="utf-8").split("\n")
+    return {name: load_vector(_file(store, name)) for name in names}
 
 
 def test_arms(
@@ -211,6 +209,15 @@ def _file(store: Store, name: str) -> Path:
     return store.vectors / f"{name.replace('[', '-').replace(']', '')}.safetensors"
 
 
+def _probe_hash(spec: Spec, probe: Probe) -> str:
+    """Of the words or the code that score, and of how well they passed the gate."""
+    file, _, function = spec.probe.rpartition(":")
+    code = Path(file).read_bytes() if file.endswith(".py") else b""
+    return texts.short_hash(
+        repr((function, code, probe.words, probe.auc, probe.num_labelled))
+    )
+
+
 def _vector_hash(vector: SteeringVector) -> str:
     return texts.short_hash(repr((vector.site.layer, vector.direction.tolist())))
 
@@ -282,6 +289,20 @@ def _prompts(
             remedy="Give more neutral prompts with --prompts.",
         )
     return tuple(dose), tuple(test)
+
+
+def _rivals(lm: LanguageModel, spec: Spec) -> dict[str, SteeringVector]:
+    rivals: dict[str, SteeringVector] = {}
+    for path in spec.against:
+        name = Path(path).stem
+        if name in rivals:
+            raise BadSpec(
+                f"two of the vectors to compare with are called {name}.",
+                remedy="Rename one of the files; a report tells them apart by name.",
+            )
+        rivals[name] = load_vector(path)
+        rivals[name].check_fits(lm, other_model=spec.other_model)
+    return rivals
 
 
 def _probe(spec: Spec, trait: Trait | None) -> Probe | None:

@@ -5,6 +5,7 @@ written to `run.toml`, and a folder is resumed only by the same spec and content
 """
 
 import dataclasses
+import math
 import tomllib
 import types
 import typing
@@ -99,9 +100,9 @@ class Spec:
     def __post_init__(self) -> None:
         """Refuse values that no run can have."""
         unknown = sorted(set(self.audits) - set(AUDITS))
-        if unknown:
+        if unknown or not self.audits:
             raise BadSpec(
-                f"there is no audit {', '.join(unknown)}.",
+                f"there is no audit {', '.join(unknown)!r}.",
                 remedy=f"Choose from {', '.join(AUDITS)}.",
             )
         at_least = {
@@ -111,18 +112,23 @@ class Spec:
             "samples": 1,
             "max_new_tokens": 1,
             "num_perpendicular": 1,
-            "num_random": 0,
+            "num_random": 1,
+            "temperature": 0,
+            "seed": 0,
             "prompts_per_cell": 1,
             "batch_size": 1,
         }
         for name, least in at_least.items():
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise BadSpec(
                     f"{name} is {getattr(self, name)}; it must be at least {least}."
                 )
-        if self.alpha == 0:
+        if self.alpha is not None and (
+            self.alpha == 0 or not math.isfinite(self.alpha)
+        ):
             raise BadSpec(
-                "alpha is 0, which is the unsteered model.",
+                f"alpha is {self.alpha:g}; 0 is the unsteered model, and any other "
+                "strength must be finite.",
                 remedy="Leave --alpha out to have one recommended.",
             )
         if not (0 < self.margin < 1 and 0 < self.budget < 1):

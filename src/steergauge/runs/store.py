@@ -57,13 +57,13 @@ class Store:
             found["inputs"] = _inputs(path)
             _refuse_other_run(self.folder, found, wanted)
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and not _is_empty(self.folder):
             raise StoreError(
                 f"{self.folder} exists and holds something else than a run.",
                 remedy="Choose another --out.",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, lambda part: part.write_text(tomli_w.dumps(wanted)))
+        write_text(path, tomli_w.dumps(wanted))
 
     def cell(self, name: str, make: Callable[[], Rows]) -> Rows:
         """The rows of cell `name`, made now unless they were made before."""
@@ -86,9 +86,11 @@ class Store:
         path = self.folder / "cells" / f"{name}.json"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(make().to_json())
-            _write_whole(path, lambda part: part.write_text(text))
-        return Finding.from_json(json.loads(path.read_text()))
+            write_text(path, json.dumps(make().to_json()))
+        try:
+            return Finding.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise _damaged(path, error) from error
 
     def write_generations(self, rows: Iterable[dict[str, Any]]) -> None:
         """Every text of the run, one row each."""
@@ -107,8 +109,7 @@ class Store:
             "findings": {key: found.to_json() for key, found in findings.items()},
         }
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        path = self.folder / "findings.json"
-        _write_whole(path, lambda part: part.write_text(text))
+        write_text(self.folder / "findings.json", text)
 
     def findings(self) -> dict[str, Finding]:
         """Findings by key, in the order of the audits.
@@ -134,7 +135,10 @@ class Store:
         path = self.folder / "findings.json"
         if not path.is_file():
             raise _unfinished(self.folder, path.name)
-        record = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise _damaged(path, error) from error
         found = (record.get("schema"), record.get("schema_version"))
         if found != (SCHEMA, SCHEMA_VERSION):
             raise StoreError(
@@ -145,6 +149,11 @@ class Store:
         return record
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is complete whenever it exists."""
+    _write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write beside `path`, then rename: it is complete whenever it exists."""
     part = path.with_name(path.name + ".part")
@@ -152,8 +161,16 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     part.replace(path)
 
 
+def _is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what a killed run had not finished writing."""
+    return folder.is_dir() and all(path.suffix == ".part" for path in folder.iterdir())
+
+
 def _read(path: Path) -> Rows:
-    return pq.read_table(path).to_pylist()
+    try:
+        return pq.read_table(path).to_pylist()
+    except pa.ArrowException as error:
+        raise _damaged(path, error) from error
 
 
 def _inputs(path: Path) -> dict[str, str]:
@@ -175,6 +192,14 @@ def _refuse_other_run(
             f"({key}: {found.get(key)!r} there, {wanted.get(key)!r} asked for).",
             remedy="Choose another --out, or repeat the first command to resume it.",
         )
+
+
+def _damaged(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} cannot be read: {error}.",
+        cause="The disk was full, or the file was edited or damaged.",
+        remedy="Delete it and repeat the audit command; it makes what is missing.",
+    )
 
 
 def _unfinished(folder: Path, missing: str) -> StoreError:
