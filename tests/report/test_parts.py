@@ -176,4 +176,4 @@ def test_numbers_are_written_with_real_minus_signs_and_powers() -> None:
 
 
 def test_a_rival_keeps_the_name_that_its_user_gave_it() -> None:
-    assert arm_name("against[my_v_perp]") == "my_v_perp"
+    assert arm_name("against[my_v_perp]") == "“my_v_perp”"

@@ -88,6 +88,7 @@ def divergence(
         num_prompts=num_prompts,
         num_samples=num_samples,
         details={
+            "directions": divergences[candidate].mean(1).tolist(),
             "effect": [effect.value, effect.low, effect.high],
             "relative": seen.value / effect.value if effect.value > 0 else None,
             "floor": floor,

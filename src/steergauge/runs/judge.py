@@ -1,6 +1,7 @@
 """From evidence to findings: each audit gets its arrays, a failed T0 overrules all."""
 
 import importlib.metadata
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -89,9 +90,16 @@ def facts(seen: Evidence) -> dict[str, Any]:
         "max_new_tokens": spec.max_new_tokens,
         "temperature": spec.temperature,
         "seed": spec.seed,
+        "versions": _versions(),
         "arms": _arm_facts(seen),
         "not_run": _not_run(inputs),
     }
+
+
+def _versions() -> dict[str, str]:
+    libraries = ("torch", "transformers", "numpy")
+    known = {name: importlib.metadata.version(name) for name in libraries}
+    return {"python": platform.python_version()} | known
 
 
 def _behaviour(seen: Evidence) -> list[Finding]:

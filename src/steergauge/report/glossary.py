@@ -1,0 +1,120 @@
+"""What a reader who has not read the paper needs to know, and what the run leaves open.
+
+Sources: activation addition, arXiv 2308.10248; mean difference over contrast pairs,
+arXiv 2312.06681; the perpendicular comparison, arXiv 2602.06801; sign flips, arXiv
+2608.24335. The page names them and loads nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+GLOSSARY = (
+    (
+        "Steering vector, v",
+        "A direction that is added to a language model's inner state while it writes, "
+        "so as to move a trait of what it writes (arXiv 2308.10248). Here usually the "
+        "mean difference between the states of contrasting texts (arXiv 2312.06681).",
+    ),
+    (
+        "Stream, h",
+        "The model's inner state at one token after one block: the residual stream. "
+        "Steering replaces h by h + alpha v.",
+    ),
+    (
+        "Strength, alpha",
+        "How many times v is added. Negative alpha steers the other way.",
+    ),
+    (
+        "Dose curve",
+        "The effect at several strengths, measured on prompts of its own. It "
+        "recommends the largest alpha at which the texts stay coherent.",
+    ),
+    (
+        "Perplexity ratio",
+        "How surprising the steered texts are to the unsteered model, over how "
+        "surprising its own are. Up to 1.5 they count as coherent.",
+    ),
+    (
+        "Probe, score",
+        "What turns a text into a number from 0 to 1, for instance by counting words. "
+        "It sees one trait and nothing else.",
+    ),
+    (
+        "Lift, L",
+        "The mean score of the steered texts minus that of the unsteered ones. "
+        "Positive means: in the direction that alpha promises. 0 means no effect.",
+    ),
+    (
+        "v⊥",
+        "A random vector, perpendicular to v and as long. If v + v⊥ did what v does, "
+        "many vectors would, and v would not be the only answer to “which direction "
+        "is this trait?” (a question raised by arXiv 2602.06801).",
+    ),
+    (
+        "Random step",
+        "A random direction of v's length. What v does has to exceed what such steps "
+        "do, or its direction does not matter.",
+    ),
+    (
+        "Sign flip",
+        "A vector made from v's own contrast pairs, with the sign of each pair drawn "
+        "at random: made of the same differences as v, but blind to which side is "
+        "which (arXiv 2608.24335). Where the pairs agree closely, a flip can lie "
+        "near v or near -v; the table of arms shows its cosine.",
+    ),
+    (
+        "KL, in nats",
+        "How far apart two distributions of texts are. 0 is identical. With K nats "
+        "between them, a perfect judge needs about 3 / K texts to tell them apart "
+        "at 5 % error.",
+    ),
+    (
+        "Certificate",
+        "A mathematical ceiling that follows from the KL: no score between 0 and 1 of "
+        "these texts, thought of or not, differs on average by more. Near 1 it says "
+        "nothing.",
+    ),
+    (
+        "TOST",
+        "Two one-sided tests. “Not significantly different” is no proof of sameness, "
+        "so sameness is tested by itself: the difference must be shown to lie above "
+        "the lower and below the upper margin.",
+    ),
+    (
+        "Control",
+        "A condition whose answer is known beforehand. If a control comes out wrong, "
+        "the measurement could not tell.",
+    ),
+    (
+        "Noise floor, κ₀",
+        "The KL between two ways to compute the same arm (alone, in a batch, with a "
+        "cache). No difference near it means anything.",
+    ),
+    (
+        "95 % interval",
+        "The range of values that the prompts and random directions at hand leave "
+        "plausible; other prompts of the same kind would give such ranges that "
+        "contain the true value 95 times in 100.",
+    ),
+)
+
+
+def limits(facts: Mapping[str, Any]) -> list[str]:
+    """What this run cannot say, whatever its verdicts."""
+    found = [
+        f"Everything here concerns these {facts['num_prompts']} prompts, this alpha, "
+        "this temperature and the first "
+        f"{facts['max_new_tokens']} tokens only; so do the certificates.",
+        "A lift is what one probe sees. Two vectors with equal lifts may write "
+        "different texts; the KL says whether they do.",
+        "v⊥ is drawn at random: that such an addition changes what v does shows that "
+        "most directions matter, not that no other vector could do the same.",
+        "What v does to other traits, to longer texts and in other models was not "
+        "looked at.",
+    ]
+    if (facts["probe"] or {}).get("high_words"):
+        found.insert(
+            2, "The probe counts words. It misses what it has no word for, and it can "
+            "be moved by the words alone.",
+        )  # fmt: skip
+    return found

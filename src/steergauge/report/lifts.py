@@ -1,0 +1,77 @@
+"""Lifts of every arm, from the stored scores: L(c) = mean_x [phi_c(x) - phi_0(x)].
+
+The same tables in the same order with the same seed as in the audits, so the same
+intervals; `perp[0]`, `perp[1]`, ... are rows of one family.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from steergauge.report.words import family
+from steergauge.statistics import Estimate, Table, estimate, two_way_bootstrap
+
+
+@dataclass(frozen=True, slots=True)
+class Lift:
+    """The lift of a family of arms, and of each of its directions."""
+
+    family: str
+    estimate: Estimate
+    arms: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+def lifts(
+    rows: Sequence[Mapping[str, Any]], *, alpha: float, seed: int
+) -> dict[str, Lift]:
+    """Lift by family, positive in the direction of alpha; empty without a probe.
+
+    Args:
+        rows: every text of the run.
+        alpha: the strength; its sign says in which direction the trait should move.
+        seed: of the bootstrap.
+    """
+    scored = [row for row in rows if row["stage"] == "test"]
+    if not scored or any(row["score"] is None for row in scored):
+        return {}
+    names, tables = _tables(_per_prompt(scored), np.sign(alpha))
+    draws = two_way_bootstrap(tables, seed=seed)
+    return {
+        name: Lift(
+            name,
+            estimate(table, draws[name]),
+            tuple(names[name]),
+            tuple(table.mean(1).tolist()),
+        )
+        for name, table in tables.items()
+    }
+
+
+def _per_prompt(rows: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Mean scores over samples, (prompts,) by arm."""
+    cells: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        arm = cells.setdefault(row["arm"], {})
+        arm.setdefault(row["prompt_index"], []).append(row["score"])
+    return {
+        name: np.array([np.mean(arm[index]) for index in sorted(arm)])
+        for name, arm in cells.items()
+    }
+
+
+def _tables(
+    scores: Mapping[str, np.ndarray], sign: float
+) -> tuple[dict[str, list[str]], dict[str, Table]]:
+    """Arm names and tables (directions, prompts) by family."""
+    names: dict[str, list[str]] = {}
+    for arm in scores:
+        names.setdefault(family(arm), []).append(arm)
+    base = scores["unsteered"]
+    tables = {
+        name: np.stack([scores[arm] - base for arm in arms]) * sign
+        for name, arms in names.items()
+    }
+    return names, tables

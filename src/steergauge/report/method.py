@@ -1,0 +1,224 @@
+"""How it was measured: every number that a reader needs to repeat or doubt the run."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from steergauge.audits.finding import Finding
+from steergauge.report import words
+from steergauge.statistics import NUM_DRAWS
+
+SCOPES = {
+    "all": "every token, of prompt and response",
+    "prompt": "the prompt's tokens",
+    "response": "the response's tokens",
+    "generating": "every position that predicts a token of the response: the last "
+    "token of the prompt and the response's",
+}
+READS = {"last": "last token of each text", "": "not stated"}
+METHODS = {"mean_difference": "mean difference of the streams of the pairs"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A name, a value and what it means."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Entries under one caption."""
+
+    caption: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ArmFamily:
+    """Arms of one kind: how many, how long, at what angle to v."""
+
+    name: str
+    note: str
+    num: int
+    alpha: str
+    norm: str
+    cosine: str
+
+
+def groups(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> list[Group]:
+    """The whole method, as short tables."""
+    return [
+        Group("Model", tuple(_model(facts))),
+        Group("Vector and strength", tuple(_vector(facts))),
+        Group("Prompts and texts", tuple(_texts(facts))),
+        Group("Probe", tuple(_probe(facts))),
+        Group("Statistics", tuple(_statistics(findings))),
+    ]
+
+
+def arm_families(facts: Mapping[str, Any]) -> list[ArmFamily]:
+    """The arms of the test by family."""
+    by_family: dict[str, list[Mapping[str, Any]]] = {}
+    for arm in facts["arms"]:
+        by_family.setdefault(words.family(arm["name"]), []).append(arm)
+    return [
+        ArmFamily(
+            name=words.arm_name(name),
+            note=words.arm_note(name),
+            num=len(arms),
+            alpha=words.plain(arms[0]["alpha"]),
+            norm=span([arm["norm"] for arm in arms if arm["norm"]]),
+            cosine=span([a["cosine"] for a in arms if a["cosine"] is not None]),
+        )
+        for name, arms in by_family.items()
+    ]
+
+
+def span(values: list[float]) -> str:
+    """One number, or the smallest and largest, to three decimals.
+
+    >>> span([0.7071, 0.7072]), span([0.145, 0.1]), span([])
+    ('0.707', '0.100 to 0.145', '')
+    """
+    texts = [f"{value + 0:.3f}".replace("-0.000", "0.000") for value in values]
+    texts = [text.replace("-", words.MINUS) for text in texts]
+    if not texts:
+        return ""
+    ends = (texts[values.index(min(values))], texts[values.index(max(values))])
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def _model(facts: Mapping[str, Any]) -> list[Entry]:
+    return [
+        Entry("model", facts["model"]),
+        Entry("revision", facts["revision"] or "none stated"),
+        Entry("fingerprint", facts["fingerprint"], "hash of its weights"),
+        Entry("blocks", str(facts["num_layers"])),
+        Entry("width of the stream", str(facts["d_model"])),
+        Entry("precision", facts["dtype"]),
+        Entry("chat template", "used" if facts["chat_template"] else "not used"),
+    ]
+
+
+def _vector(facts: Mapping[str, Any]) -> list[Entry]:
+    norms = {arm["name"]: arm["norm"] for arm in facts["arms"]}
+    cosines = {arm["name"]: arm["cosine"] for arm in facts["arms"]}
+    how = METHODS.get(facts["method"], facts["method"]) or "not stated"
+    chosen = (
+        "recommended by the dose curve: the largest strength at which the texts stay "
+        "coherent in both directions"
+        if facts["alpha_was_recommended"]
+        else "given by the user"
+    )
+    entries = [
+        Entry("extracted by", how),
+        Entry("contrast pairs", str(facts["num_pairs"] or "not known")),
+        Entry("read at", READS.get(facts["position"], facts["position"])),
+        Entry("layer", f"{facts['layer']} (of 0 to {facts['num_layers'] - 1})",
+              "read and written at the output of this block"),
+        Entry("steered positions", facts["scope"], SCOPES.get(facts["scope"], "")),
+        Entry("alpha", words.plain(facts["alpha"]), chosen),
+        Entry("‖v‖", words.padded(facts["norm"], 4)),
+        Entry("median ‖h‖", words.padded(facts["median_stream_norm"], 4),
+              "stream at the last token of the dose curve's prompts"),
+        Entry("‖alpha v‖ / median ‖h‖", words.percent(facts["step"], 1),
+              "how long the step is, beside what it is added to"),
+    ]  # fmt: skip
+    for name, label in (
+        ("perp[0]", words.PERP),
+        ("v_plus_perp[0]", f"v + {words.PERP}"),
+    ):
+        if name in norms:
+            cosine = f"cosine with v {span([cosines[name]])}"
+            entries.append(Entry(f"‖{label}‖", words.padded(norms[name], 4), cosine))
+    return entries
+
+
+def _texts(facts: Mapping[str, Any]) -> list[Entry]:
+    return [
+        Entry("prompts of the test", str(facts["num_prompts"]),
+              "they judge; the dose curve did not see them"),
+        Entry("prompts of the dose curve", str(facts["num_dose_prompts"]),
+              "they choose alpha; none of them is in the test"),
+        Entry("responses a prompt and arm", str(facts["num_samples"])),
+        Entry("longest response", f"{facts['max_new_tokens']} tokens",
+              "the continuation alone is scored, never the prompt"),
+        Entry("temperature", words.plain(facts["temperature"]),
+              "" if facts["temperature"] else "greedy"),
+        Entry("seed", str(facts["seed"])),
+        Entry("random numbers", "common to all arms",
+              "the noise depends on seed, prompt, sample and step only, so two arms "
+              "differ by the steering alone; v again has its own"),
+    ]  # fmt: skip
+
+
+def _probe(facts: Mapping[str, Any]) -> list[Entry]:
+    probe = facts["probe"]
+    if probe is None:
+        return [Entry("probe", "none", "the trait was not scored")]
+    entries = [
+        Entry("probe", probe["name"]),
+        Entry("AUC on labelled texts", f"{probe['auc']:.3f}",
+              f"{probe['num_labelled']} texts; below 0.8 a probe may not judge"),
+    ]  # fmt: skip
+    if not (probe["high_words"] or probe["low_words"]):
+        return [*entries, Entry("score", "a function that was given")]
+    return [
+        *entries,
+        Entry("score", "sigmoid(words up \N{MINUS SIGN} words down)",
+              "whole words or phrases; a text without any of them scores 0.5"),
+        Entry("words counted up", ", ".join(probe["high_words"])),
+        Entry("words counted down", ", ".join(probe["low_words"])),
+    ]  # fmt: skip
+
+
+def _statistics(findings: Mapping[str, Finding]) -> list[Entry]:
+    check, same = findings.get("manipulation"), findings.get("equivalence")
+    text = findings.get("divergence")
+    entries = [
+        Entry("intervals", "95\N{NO-BREAK SPACE}%",
+              f"two-way bootstrap with {NUM_DRAWS} draws: prompts and random "
+              "directions are resampled, each in its own right"),
+        *(_of_the_check(check.details) if check else ()),
+    ]  # fmt: skip
+    if same and "margin" in same.details:
+        entries.append(
+            Entry("margin of equal lifts", words.percent(same.details["margin"]),
+                  "of v's lift, set beforehand; two one-sided 5\N{NO-BREAK SPACE}% "
+                  "tests")
+        )  # fmt: skip
+    if text and "budget" in text.details:
+        entries.append(
+            Entry("budget of equal texts", words.percent(text.details["budget"]),
+                  "of the KL that v itself causes, set beforehand")
+        )  # fmt: skip
+    return entries
+
+
+def _of_the_check(details: Mapping[str, Any]) -> Iterator[Entry]:
+    """What T1 measured beside the lift."""
+    if "rank_p" in details:
+        yield Entry(
+            "rank p of the lift",
+            f"{details['rank_p']:.3f}",
+            f"among {len(details['null_lifts'])} matched random steps",
+        )
+    if details.get("unsteered_score") is not None:
+        score = f"{details['unsteered_score']:.3f}"
+        yield Entry("unsteered score", score, "mean, on 0 to 1")
+    if details.get("icc") is not None:
+        note = "share of the unsteered score's variance that lies between prompts"
+        yield Entry("ICC", f"{details['icc']:.3f}", note)
+    if perplexity := details.get("perplexity"):
+        others = ", ".join(
+            f"{words.arm_name(arm)} {words.padded(perplexity[arm])}"
+            for arm in ("unsteered", "minus_v")
+        )
+        yield Entry(
+            "perplexity of v's texts",
+            words.padded(perplexity["v"]),
+            f"under the unsteered model; {others}",
+        )
