@@ -16,9 +16,7 @@ from steergauge.audits.finding import Verdict
 from steergauge.errors import StoreError
 from steergauge.report import write_report
 from steergauge.report.headline import headline
-from steergauge.report.page import PERPLEXITY_LIMIT
 from steergauge.report.words import typeset
-from steergauge.runs import evidence
 from steergauge.runs.store import Store
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -237,10 +235,6 @@ print(steergauge.write_report({str(runs["strong"])!r}))
 def test_an_unfinished_run_has_no_report(tmp_path) -> None:
     with pytest.raises(StoreError, match="no finished run"):
         write_report(tmp_path)
-
-
-def test_the_limit_of_coherence_is_that_of_the_runs() -> None:
-    assert PERPLEXITY_LIMIT == evidence.PERPLEXITY_LIMIT
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,9 @@ from steergauge.report.dose import dose_panels
 from steergauge.report.glossary import GLOSSARY, limits
 from steergauge.report.headline import headline, subline, trait_name
 from steergauge.report.lifts import lifts
+from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Store, write_text
 
-# runs.evidence holds the same number, but needs torch; a test compares the two.
-PERPLEXITY_LIMIT = 1.5
 _NAMES: dict[str, Any] = {
     "words": words,
     "verdicts": words.VERDICTS,

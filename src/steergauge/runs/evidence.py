@@ -12,13 +12,9 @@ import numpy as np
 
 from steergauge.generation import Arm
 from steergauge.probes import Probe
+from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
 from steergauge.statistics import Estimate, Table, estimate, two_way_bootstrap
-
-PERPLEXITY_LIMIT = 1.5
-"""A text is coherent while its perplexity under the unsteered model is at most so many
-times that of unsteered texts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Dose:

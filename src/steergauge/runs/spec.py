@@ -18,6 +18,10 @@ from steergauge.errors import BadSpec
 
 AUDITS = ("plumbing", "manipulation", "equivalence", "divergence")
 
+PERPLEXITY_LIMIT = 1.5
+"""A text is coherent while its perplexity under the unsteered model is at most so many
+times that of unsteered texts."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"num_prompts": 50, "samples": 4, "max_new_tokens": 32},
     "standard": {"num_prompts": 100, "samples": 10, "max_new_tokens": 48},
