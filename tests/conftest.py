@@ -4,6 +4,7 @@ import os
 
 import jaxtyping
 import torch
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -15,3 +16,12 @@ jaxtyping.install_import_hook("steergauge", CHECKER)
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One worker a core: more threads would only fight each other.
     torch.set_num_threads(1)
+
+# The same examples on every machine, and no failure because a machine is busy.
+settings.register_profile(
+    "laws",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("laws")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -48,7 +48,6 @@ def test_no_vectors_are_the_neutral_element(a):
     assert_same(moments(a).merge(Moments.empty(WIDTH)), moments(a), a)
 
 
-@settings(max_examples=50)
 @given(data, st.lists(st.integers(0, 12), max_size=4))
 def test_any_partition_gives_the_moments_of_the_whole(rows, cuts):
     running = Moments.empty(WIDTH)

@@ -76,7 +76,7 @@ def test_every_field_of_the_provenance_survives_a_round_trip(tmp_path):
     assert torch.equal(again.direction, vector.direction)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_the_direction_survives_a_round_trip_bitwise(tmp_path_factory, values):
     direction = torch.tensor(values, dtype=torch.float32)
@@ -152,7 +152,7 @@ def test_a_truncated_file_is_corrupt(share, tmp_path):
         load_vector(path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_corrupt(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("v") / "v.safetensors"

@@ -1,7 +1,7 @@
 """steergauge: extract steering vectors from language models, steer, and audit.
 
     lm = steergauge.load("builtin:organism")
-    v = steergauge.extract(lm, steergauge.trait("formality").pairs(50), layer=3)
+    v = steergauge.extract(lm, steergauge.trait("formality").pairs(50))
     texts = lm.generate(["Write about the lake."], steergauge.Add(v), samples=4)
     run = steergauge.audit(lm, v, preset="quick", out="runs/first")
 

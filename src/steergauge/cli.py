@@ -546,5 +546,12 @@ def _show_run(run: "Run") -> None:
                     Text(f"   control {control.name} did not hold: {control.expected}"),
                     style="yellow",
                 )
+    probe = facts["probe"]
+    if probe:
+        out.print(
+            f"Probe: {probe['name']}, AUC {probe['auc']:.2f} on "
+            f"{probe['num_labelled']} labelled texts.",
+            style="dim",
+        )
     for line in facts["not_run"]:
         out.print(Text(f"Not run: {line}"), style="dim")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from steergauge import organism
 from steergauge.organism import evaluate
@@ -20,6 +21,15 @@ def subject() -> Subject:
 def test_it_is_small_enough_to_ship() -> None:
     size = sum(f.stat().st_size for f in organism.path().glob("*.safetensors"))
     assert 0 < size <= 10_000_000
+
+
+def test_the_automatic_classes_find_a_llama_and_its_tokenizer() -> None:
+    model = AutoModelForCausalLM.from_pretrained(organism.path())
+    tokenizer = AutoTokenizer.from_pretrained(organism.path())
+    assert model.config.model_type == "llama"
+    assert model.config.vocab_size == len(tokenizer)
+    assert tokenizer.padding_side == "left"
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
 def test_the_chat_template_is_the_format_it_was_trained_on(subject: Subject) -> None:
