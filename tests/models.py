@@ -67,8 +67,11 @@ def ids_and_mask(
 
 
 @functools.cache
-def tokenizer(*, chat: bool = False) -> Any:
-    """A tokenizer of 211 tokens for ASCII text; what it encodes it decodes exactly."""
+def tokenizer(*, chat: bool = False, ends: bool = True) -> Any:
+    """A tokenizer of 211 tokens for ASCII text; what it encodes it decodes exactly.
+
+    Without `ends` it knows no end token.
+    """
     alphabet = [*SPECIALS, *_CHARACTERS, *_SYLLABLES]
     words = [f"<extra{i}>" for i in range(D_VOCAB - len(alphabet))]
     vocab = {token: i for i, token in enumerate([*alphabet, *words])}
@@ -79,7 +82,7 @@ def tokenizer(*, chat: bool = False) -> Any:
         tokenizer_object=backend,
         unk_token="<unk>",
         bos_token="<s>",
-        eos_token="</s>",
+        eos_token="</s>" if ends else None,
         pad_token="<unk>",
         padding_side="left",
         additional_special_tokens=["<user>", "<bot>"],
@@ -154,9 +157,12 @@ def reinitialised(model: nn.Module, *, seed: int = 0) -> nn.Module:
 def borrowed(
     model: Any, *, chat: bool = False, ends: tuple[int, ...] = (2,)
 ) -> LanguageModel:
-    """A model in memory, with the tiny tokenizer; `ends` are its end tokens."""
-    model.generation_config.eos_token_id = list(ends)
-    return load(model, tokenizer=tokenizer(chat=chat))
+    """A model in memory, with the tiny tokenizer.
+
+    `ends` are its end tokens: none, or token 2 and any others.
+    """
+    model.generation_config.eos_token_id = list(ends) or None
+    return load(model, tokenizer=tokenizer(chat=chat, ends=bool(ends)))
 
 
 @functools.cache

@@ -122,6 +122,7 @@ def test_a_layer_that_is_not_there_is_refused():
 
 def test_a_read_runs_no_block_above_its_layer():
     lm = tiny("llama")
+    lm.prove()
     ran: Counter[int] = Counter()
     handles = [
         block.mlp.register_forward_pre_hook(lambda *_, layer=layer: ran.update([layer]))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from tests.models import D_MODEL, FAMILIES, borrowed, network, tiny
 
-from steergauge.errors import InputError, NonFiniteLogits, ShapeMismatch
+from steergauge.errors import InputError, NonFiniteLogits, ShapeMismatch, WrongModel
 from steergauge.generation import Arm, Decoding, Sample, end_tokens, generate
 from steergauge.intervention import Add, Scope
 from steergauge.split import LanguageModel
-from steergauge.vector import Site, SteeringVector
+from steergauge.vector import Provenance, Site, SteeringVector
 
 PROMPTS = [
     "Write a message about the weather.",
@@ -180,17 +180,15 @@ def test_rows_that_have_finished_leave_the_batch():
 
 
 def test_a_model_that_never_ends_fills_its_budget():
-    model = network("llama")
-    lm = borrowed(model)
-    tokenizer = copy.deepcopy(lm.tokenizer)
-    tokenizer.eos_token = None
-    model.generation_config.eos_token_id = None
-    lm = LanguageModel(
-        model, tokenizer, lm.name, "", lm.fingerprint, lm.blocks, lm.forms
-    )
+    lm = tiny("llama", ends=NO_ENDS)
     assert end_tokens(lm) == frozenset()
     samples = generate(lm, PROMPTS, {"a": None}, samples=5, decoding=SAMPLED)
     assert {(len(s.token_ids), s.finished) for s in samples} == {(12, False)}
+
+
+def test_end_tokens_are_the_models_and_the_tokenizers():
+    assert end_tokens(tiny("llama", ends=(7, 9))) == {2, 7, 9}
+    assert end_tokens(tiny("llama")) == {2}
 
 
 def test_the_text_is_the_continuation_without_special_tokens():
@@ -277,6 +275,24 @@ def test_a_vector_that_does_not_fit_is_refused_before_anything_runs():
     with passes(lm) as shapes, pytest.raises(ShapeMismatch, match="64 wide"):
         generate(lm, PROMPTS, {"plain": None, "wide": wide})
     assert shapes == []
+
+
+def test_a_vector_of_another_model_needs_to_be_accepted_on_purpose():
+    lm = tiny("llama")
+    origin = Provenance(fingerprint=tiny("qwen3").fingerprint)
+    vector = SteeringVector(torch.ones(D_MODEL), Site(1), origin)
+    with pytest.raises(WrongModel):
+        generate(lm, ["Hi"], {"a": Add(vector)})
+    own = SteeringVector(vector.direction, vector.site)
+    accepted = generate(
+        lm, ["Hi"], {"a": Add(vector)}, decoding=GREEDY, other_model=True
+    )
+    assert accepted == generate(lm, ["Hi"], {"a": Add(own)}, decoding=GREEDY)
+
+
+def test_one_text_is_no_list_of_prompts():
+    with pytest.raises(InputError, match=r"must be a list"):
+        generate(tiny("llama"), "Hi", {"a": None})
 
 
 def test_progress_counts_every_response_once():

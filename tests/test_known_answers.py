@@ -225,7 +225,7 @@ def test_all_ones_is_uninformative_where_a_trait_could_have_moved(tmp_path):
     assert found["manipulation"].estimate.value == 0.0
     for key in ("equivalence", "equivalence[v_perp alone]"):
         assert found[key].verdict is Verdict.UNINFORMATIVE
-        assert "failed its manipulation check" in found[key].reasons[0]
+        assert "did not pass its manipulation check" in found[key].reasons[0]
     for key in ("divergence", "divergence[v_perp alone]"):
         assert found[key].verdict is Verdict.UNINFORMATIVE
         assert "nothing to compare" in found[key].reasons[0]

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.models import D_MODEL, D_VOCAB, borrowed, ids_and_mask, network, tiny
 from tests.models import tokenizer as tiny_tokenizer
 
-from steergauge.errors import CannotLoadModel, ModelError, NoTokenizer
+from steergauge.errors import CannotLoadModel, InputError, ModelError, NoTokenizer
 from steergauge.split import fingerprint, load
 
 
@@ -118,6 +118,18 @@ def test_a_copy_in_bfloat16_has_the_same_fingerprint():
     model = network("llama")
     assert fingerprint(model) == fingerprint(copy.deepcopy(model).to(torch.bfloat16))
     assert fingerprint(model) == fingerprint(network("llama"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_the_fingerprint_is_of_the_stored_weights_in_every_precision(saved, dtype):
+    lm = load(str(saved), dtype=dtype, device="cpu")
+    assert lm.dtype == getattr(torch, dtype)
+    assert lm.fingerprint == tiny("llama").fingerprint
+
+
+def test_an_unknown_precision_is_refused_with_the_known_ones(saved):
+    with pytest.raises(InputError, match=r"'float31'.*float32, bfloat16"):
+        load(str(saved), dtype="float31")
 
 
 def test_a_finetune_has_another_fingerprint():

@@ -117,6 +117,15 @@ def test_a_malformed_prompt_is_named_by_its_line(line, file):
         read_prompts(file(f'{{"prompt": "One?"}}\n{line}\n'))
 
 
+def test_a_line_ends_where_an_editor_ends_it(file):
+    # JSON may hold line separators unescaped; some editors write a byte order mark.
+    text = "one\u2028two\x85three"
+    row = json.dumps({"prompt": text}, ensure_ascii=False)
+    assert read_prompts(file(f"\ufeff{row}\r\n{row}\n")) == [text, text]
+    with pytest.raises(BadPrompts, match="line 2 of"):
+        read_prompts(file(f"{row}\n{{"))
+
+
 def test_labelled_texts_are_parted_by_label(file):
     rows = [{"text": t, "label": y} for t, y in [("a", 1), ("b", 0), ("c", 1)]]
     path = file("\n".join(map(json.dumps, rows)))
@@ -209,6 +218,8 @@ def test_pairs_of_a_trait_are_drawn_without_replacement_by_seed(name):
         assert "{" not in pair.positive.prompt + pair.negative.prompt
     with pytest.raises(BadTrait, match=f"it has {len(built_in.all_pairs)}"):
         built_in.pairs(len(built_in.all_pairs) + 1)
+    with pytest.raises(BadTrait, match="0 contrast pairs"):
+        built_in.pairs(0)
 
 
 @pytest.mark.parametrize("name", ENVIRONMENTS)
@@ -261,6 +272,9 @@ def test_a_trait_of_ones_own_is_every_template_with_every_topic(file):
         TRAIT.replace('name = "size"', ""),
         TRAIT.replace("topics", "subjects"),
         TRAIT.replace(', "One tiny {topic}."', ""),
+        TRAIT.replace("One tiny {topic}.", "One tiny house."),
+        TRAIT.replace('["house", "dog", "tree"]', '"house"'),
+        TRAIT.replace('["house", "dog", "tree"]', "[]"),
         TRAIT.replace("[pairs]", "[pairs"),
         "",
     ],

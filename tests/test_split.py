@@ -19,7 +19,7 @@ from tests.models import (
     network,
     tiny,
 )
-from transformers import DynamicCache
+from transformers import DynamicCache, GPT2LMHeadModel
 
 from steergauge.errors import LayerOutOfRange, NotTheSuffix
 from steergauge.prompts import padded
@@ -170,9 +170,41 @@ def test_keep_gives_the_logits_of_the_last_positions(family):
         assert worst(entered, kept) < SAME_KERNELS
 
 
+class ComputesAllLogits(GPT2LMHeadModel):
+    """As a family whose forward knows neither `logits_to_keep` nor positions."""
+
+    def forward(
+        self,
+        input_ids: Any = None,
+        inputs_embeds: Any = None,
+        attention_mask: Any = None,
+        past_key_values: Any = None,
+        use_cache: Any = None,
+    ) -> Any:
+        return super().forward(
+            input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+        )
+
+
+def test_keep_holds_for_a_model_that_computes_all_logits():
+    model = network("gpt2")
+    plain = ComputesAllLogits(model.config).eval()
+    plain.load_state_dict(model.state_dict())
+    ids, mask = ids_and_mask(9, 9)
+    whole = tiny("gpt2").logits(ids, mask)
+    kept = borrowed(plain).logits(ids, mask, keep=2)
+    assert kept.shape == (2, 2, D_VOCAB)
+    assert worst(kept, whole[:, -2:]) < OTHER_KERNELS
+
+
 @pytest.mark.parametrize("family", WITH_TUPLES)
 def test_prefix_runs_no_block_above_and_no_head(family):
     lm = tiny(family)
+    lm.prove()
     ids, mask = ids_and_mask(9, 4)
     for layer in range(NUM_LAYERS):
         with calls(lm) as seen:

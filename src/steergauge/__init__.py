@@ -2,7 +2,7 @@
 
     lm = steergauge.load("builtin:organism")
     v = steergauge.extract(lm, steergauge.trait("formality").pairs(50))
-    texts = lm.generate(["Write about the lake."], steergauge.Add(v), samples=4)
+    texts = lm.generate(["Write about the kite museum."], steergauge.Add(v), samples=4)
     run = steergauge.audit(lm, v, preset="quick", out="runs/first")
 
 The public names, grouped by floor, imported on first use: a report can be read and

@@ -88,6 +88,7 @@ class Reader:
         weights = torch.zeros(mask.shape, dtype=torch.float64)
         for i, (row, prompt_length) in enumerate(encoded):
             weights[i, -len(row) :] = self.position.weights(len(row), prompt_length)
+        stream = stream.masked_fill(~mask[..., None], 0)  # 0 * NaN would be NaN
         # A sum of one term is that term: "last" and "index" stay exact.
         return torch.einsum("bp,bpd->bd", weights.to(stream), stream).cpu()
 

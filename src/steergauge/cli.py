@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from steergauge.errors import BadSpec, SteergaugeError
+from steergauge.errors import BadSpec, NoSuchFile, SteergaugeError
 
 if TYPE_CHECKING:
     from steergauge.runs.execute import Run
@@ -74,6 +74,14 @@ Dtype = Annotated[
     str,
     typer.Option(
         help="Compute precision: float32, bfloat16, float16.", rich_help_panel=MODEL
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="cpu, cuda, cuda:1, ... [dim]default: a GPU if there is one[/dim]",
+        show_default=False,
+        rich_help_panel=MODEL,
     ),
 ]
 TrustRemoteCode = Annotated[
@@ -141,6 +149,7 @@ def extract(
     chat: Chat = None,
     revision: Revision = "",
     dtype: Dtype = "float32",
+    device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
     seed: Seed = 0,
 ) -> None:
@@ -159,7 +168,9 @@ def extract(
         else prompts.read_pairs(pairs)
     )
     rule = activations.Position(position)
-    lm = _load(model, revision, dtype, trust_remote_code)
+    if vector_file.is_dir():
+        raise BadSpec(f"{vector_file} is a folder; --out names the file to write.")
+    lm = _load(model, revision, dtype, device, trust_remote_code)
     chosen = lm.num_layers // 2 if layer is None else layer
     lm.check_layer(chosen)
     with _bars() as bars:
@@ -215,6 +226,7 @@ def steer(
     chat: Chat = None,
     revision: Revision = "",
     dtype: Dtype = "float32",
+    device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
     other_model: Annotated[
         bool,
@@ -229,7 +241,7 @@ def steer(
     loaded = load_vector(vector)
     chosen = _scope(scope)
     decoding = generation.Decoding(max_new_tokens, temperature, top_k, top_p, seed)
-    lm = _load(model, revision, dtype, trust_remote_code)
+    lm = _load(model, revision, dtype, device, trust_remote_code)
     loaded.check_fits(lm, other_model=other_model)
     steered = intervention.Add(loaded, alpha, chosen)
     arms = {"unsteered": None, "steered": steered} if compare else {"steered": steered}
@@ -242,6 +254,7 @@ def steer(
             samples=samples,
             decoding=decoding,
             chat=chat,
+            other_model=other_model,
             progress=bars.advance,
         )
     _show_texts(texts, alpha)
@@ -312,6 +325,9 @@ def audit(
             help="Comma-separated: plumbing,manipulation,equivalence,divergence."
         ),
     ] = None,
+    num_pairs: Annotated[
+        int | None, typer.Option(help="Pairs of the trait.", rich_help_panel=SIZES)
+    ] = None,
     num_prompts: Annotated[
         int | None, typer.Option(help="Test prompts.", rich_help_panel=SIZES)
     ] = None,
@@ -320,6 +336,9 @@ def audit(
     ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest text.", rich_help_panel=SIZES)
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Above 0.", rich_help_panel=SIZES)
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows at once.", rich_help_panel=SIZES)
@@ -344,6 +363,7 @@ def audit(
         str | None,
         typer.Option(help="float32, bfloat16, float16.", rich_help_panel=MODEL),
     ] = None,
+    device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
     other_model: Annotated[
         bool,
@@ -362,6 +382,7 @@ def audit(
         "against": tuple(against) if against else None, "probe": probe,
         "labelled": labelled, "prompts": prompts, "environment": environment,
         "alpha": alpha, "audits": audits, "num_prompts": num_prompts,
+        "num_pairs": num_pairs, "temperature": temperature,
         "samples": samples, "max_new_tokens": max_new_tokens, "layer": layer,
         "batch_size": batch_size, "position": position, "scope": scope, "chat": chat,
         "revision": revision, "dtype": dtype, "seed": seed,
@@ -369,7 +390,7 @@ def audit(
         "other_model": other_model or None,
     }  # fmt: skip
     table = specs.read_spec(config) if config else {}
-    _audit(specs.spec_from(table, preset=preset, **given), folder)
+    _audit(specs.spec_from(table, preset=preset, **given), folder, device=device)
 
 
 @app.command()
@@ -393,23 +414,26 @@ def demo(
     from steergauge import generation, intervention, prompts
     from steergauge.extraction.mean_difference import extract as extracted
     from steergauge.runs.spec import spec_from
+    from steergauge.vector import load_vector
 
     chosen = prompts.trait(trait)
-    lm = _load("builtin:organism", "", "float32", False)
+    lm = _load("builtin:organism", "", "float32", None, False)
     out.rule(f"[bold]1. extract[/bold] {chosen.name} from 50 contrast pairs")
-    vector = extracted(lm, chosen.pairs(50))
-    path = vector.save(folder / "vector.safetensors")
+    path = folder / f"{chosen.name}.safetensors"
+    vector = load_vector(path) if path.is_file() else extracted(lm, chosen.pairs(50))
+    vector.save(path)
     out.print(f"||v|| = {vector.norm:.3g} at the {vector.site}; kept in {path}")
     out.rule("[bold]2. steer[/bold]")
-    prompt = prompts.environment().prompts[:2]
     arms = {
         "unsteered": None,
         f"alpha = +1 ({chosen.high})": intervention.Add(vector, 1.0),
         f"alpha = -1 ({chosen.low})": intervention.Add(vector, -1.0),
     }
-    _show_texts(generation.generate(lm, prompt, arms), None)
+    some = prompts.environment().prompts[:2]
+    _show_texts(generation.generate(lm, some, arms), None)
     out.rule("[bold]3. audit[/bold] the vector")
-    _audit(spec_from({}, trait=trait, vector=str(path)), folder / "run", lm)
+    spec = spec_from({}, trait=trait, vector=str(path))
+    _audit(spec, folder / chosen.name, lm=lm)
 
 
 def main() -> None:
@@ -423,23 +447,45 @@ def main() -> None:
     except SteergaugeError as error:
         err.print(_block(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        err.print("Stopped. The same command goes on where it was.")
-        sys.exit(130)
+    except OSError as error:
+        err.print(_block(NoSuchFile(f"a file cannot be read or written: {error}.")))
+        sys.exit(2)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        remedy = "Use a smaller --batch-size, another --dtype, or --device cpu."
+        err.print(
+            _block(SteergaugeError("the device is out of memory.", remedy=remedy))
+        )
+        sys.exit(2)
 
 
-def _audit(spec: Any, folder: Path, lm: "LanguageModel | None" = None) -> None:
+def _audit(
+    spec: Any,
+    folder: Path,
+    *,
+    lm: "LanguageModel | None" = None,
+    device: str | None = None,
+) -> None:
+    from steergauge.runs import plan
     from steergauge.runs.execute import audit as run_audit
 
-    model = lm or _load(spec.model, spec.revision, spec.dtype, spec.trust_remote_code)
-    with _bars() as bars:
-        run = run_audit(model, out=folder, spec=spec, progress=bars)
+    plan.read(spec)  # What is wrong with the files is said before the model is loaded.
+    model = lm or _load(
+        spec.model, spec.revision, spec.dtype, device, spec.trust_remote_code
+    )
+    try:
+        with _bars() as bars:
+            run = run_audit(model, out=folder, spec=spec, progress=bars)
+    except KeyboardInterrupt:
+        err.print("Stopped. The same command goes on where it was.")
+        raise
     _show_run(run)
     out.print(f"Report: [bold]{run.report()}[/bold]")
 
 
 def _load(
-    model: str, revision: str, dtype: str, trust_remote_code: bool
+    model: str, revision: str, dtype: str, device: str | None, trust_remote_code: bool
 ) -> "LanguageModel":
     with err.status(f"loading {model}"):
         from transformers.utils import logging
@@ -451,6 +497,7 @@ def _load(
             model,
             revision=revision or None,
             dtype=dtype,
+            device=device,
             trust_remote_code=trust_remote_code,
         )
 

@@ -131,6 +131,7 @@ def generate(
     decoding: Decoding | None = None,
     chat: bool | None = None,
     batch_size: int = 1024,
+    other_model: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
     """`samples` responses to every prompt under every arm, by arm, prompt, sample.
@@ -143,6 +144,7 @@ def generate(
         decoding: how tokens are drawn; the default samples at temperature 1.
         chat: through the chat template; None means if there is one.
         batch_size: most rows that go through the model together.
+        other_model: accept vectors that were extracted from another model.
         progress: called with the number of responses finished since the last call.
 
     Raises:
@@ -150,6 +152,15 @@ def generate(
         ShapeMismatch: a vector does not fit the model.
     """
     how = decoding or Decoding()
+    if isinstance(prompts, str):
+        raise InputError(
+            f"the prompts are one text, {prompts[:40]!r}, and must be a list of texts.",
+            remedy="Put it in brackets: [prompt].",
+        )
+    for given in arms.values():
+        steering = given.intervention if isinstance(given, Arm) else given
+        if steering is not None:
+            steering.check_fits(lm, other_model=other_model)
     rows = _rows(lm, prompts, arms, samples, how.seed, chat)
     # Similar lengths together spare padding; rows of one prompt share its prefill.
     order = sorted(rows, key=lambda row: (len(row.prompt_ids), row.index))
@@ -180,11 +191,9 @@ def end_tokens(lm: LanguageModel) -> frozenset[int]:
     """Token ids that end a response."""
     config = getattr(lm.model, "generation_config", None)
     ends = getattr(config, "eos_token_id", None)
-    if ends is None:
-        ends = lm.tokenizer.eos_token_id
-    if ends is None:
-        return frozenset()
-    return frozenset([ends] if isinstance(ends, int) else ends)
+    own = [ends] if isinstance(ends, int) else list(ends or ())
+    of_tokenizer = lm.tokenizer.eos_token_id
+    return frozenset(own if of_tokenizer is None else [*own, of_tokenizer])
 
 
 def _rows(
@@ -200,10 +209,8 @@ def _rows(
     for name, given in arms.items():
         arm = given if isinstance(given, Arm) else Arm(given)
         steering = arm.intervention
-        if steering is not None:
-            steering.check_fits(lm, other_model=True)
-            # alpha = 0 is the unsteered run itself, bit for bit.
-            steering = None if steering.is_identity else steering
+        if steering is not None and steering.is_identity:
+            steering = None  # alpha = 0 is the unsteered run itself, bit for bit.
         rows += [
             _Row(name, steering, index, sample, ids, _key(seed, arm.noise, ids, sample))
             for index, ids in enumerate(encoded)

@@ -67,11 +67,12 @@ class Trait:
         Raises:
             BadTrait: the trait has fewer.
         """
-        if num > len(self.all_pairs):
+        if not 1 <= num <= len(self.all_pairs):
             raise BadTrait(
                 f"{num} contrast pairs of {self.name} were asked for, it has "
                 f"{len(self.all_pairs)}.",
-                remedy="Ask for fewer, or add templates or topics to its file.",
+                remedy="Ask for another number (--num-pairs), or add templates or "
+                "topics to its file.",
             )
         return random.Random(seed).sample(self.all_pairs, num)
 
@@ -92,12 +93,11 @@ def trait(name: str) -> Trait:
         )
     table = _toml(path, BadTrait)
     try:
-        pairs = table["pairs"]
         return Trait(
             name=table["name"],
             high=table["high"],
             low=table["low"],
-            all_pairs=_pairs_of(pairs["positive"], pairs["negative"], pairs["topics"]),
+            all_pairs=_pairs_of(table["pairs"]),
             probe=table.get("probe", {}),
         )
     except (KeyError, TypeError) as error:
@@ -122,7 +122,7 @@ def environment(name: str = "in-distribution") -> Environment:
         )
     entry = table[name]
     prompts = [
-        template.format(topic=topic)
+        _filled(template, topic)
         for template, topic in itertools.product(entry["templates"], entry["topics"])
     ]
     prompts = list(dict.fromkeys(prompts))
@@ -262,17 +262,26 @@ def _traits_folder() -> Path:
     return Path(str(importlib.resources.files("steergauge") / "traits"))
 
 
-def _pairs_of(
-    positive: list[str], negative: list[str], topics: list[str]
-) -> tuple[ContrastPair, ...]:
-    if len(positive) != len(negative):
-        raise TypeError("pairs: positive and negative differ in number")
+def _pairs_of(table: Mapping[str, Any]) -> tuple[ContrastPair, ...]:
+    """Every template with every topic."""
+    lists = {key: table[key] for key in ("positive", "negative", "topics")}
+    for key, texts in lists.items():
+        good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
+        if not good or not texts:
+            raise TypeError(f"{key}: no list of texts")
+    if len(lists["positive"]) != len(lists["negative"]):
+        raise TypeError("positive and negative: they differ in number")
+    templates = list(zip(lists["positive"], lists["negative"], strict=True))
     return tuple(
-        ContrastPair(Text(plus.format(topic=topic)), Text(minus.format(topic=topic)))
-        for (plus, minus), topic in itertools.product(
-            zip(positive, negative, strict=True), topics
-        )
+        ContrastPair(Text(_filled(plus, topic)), Text(_filled(minus, topic)))
+        for (plus, minus), topic in itertools.product(templates, lists["topics"])
     )
+
+
+def _filled(template: str, topic: str) -> str:
+    if "{topic}" not in template:
+        raise TypeError(f"the template {template!r}: it has no {{topic}}")
+    return template.replace("{topic}", topic)
 
 
 Complaint = Callable[..., Exception]
@@ -291,7 +300,7 @@ def _toml(path: Path, complaint: Complaint) -> dict[str, Any]:
 def _lines(path: str | Path, complaint: Complaint, thing: str) -> list[tuple[int, str]]:
     """Numbered lines that are not blank."""
     try:
-        content = Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise NoSuchFile(
             f"the file {path} cannot be read: {error}.",
@@ -299,7 +308,8 @@ def _lines(path: str | Path, complaint: Complaint, thing: str) -> list[tuple[int
         ) from error
     lines = [
         (number, line.strip())
-        for number, line in enumerate(content.splitlines(), start=1)
+        # Not splitlines(), which also cuts at characters that JSON strings may hold.
+        for number, line in enumerate(content.split("\n"), start=1)
         if line.strip()
     ]
     if not lines:

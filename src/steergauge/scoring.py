@@ -60,9 +60,9 @@ def sequence_kl(
     for chunk in _chunks(lm, rows):
         logits = _logits_of_arms(lm, chunk, arms)
         scored = chunk.scored
-        divergence_to = kl_from(next(logits)[scored] / temperature)
+        divergence_to = kl_from(next(logits)[scored].double() / temperature)
         for name, other in zip(others, logits, strict=True):
-            nats = divergence_to(other[scored] / temperature)
+            nats = divergence_to(other[scored].double() / temperature)
             sums[name] += _row_sums(nats, scored)
     return {name: np.array(values) for name, values in sums.items()}
 

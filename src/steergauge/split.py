@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from steergauge import architectures
 from steergauge.errors import (
     CannotLoadModel,
+    InputError,
     LayerOutOfRange,
     ModelError,
     NoTokenizer,
@@ -127,6 +128,7 @@ class LanguageModel:
         `cache` holds the keys and values of earlier tokens; it is read, not extended.
         """
         self.check_layer(layer)
+        self.prove((layer,))
         return self.streams(ids, mask, layers=(layer,), cache=cache)[layer]
 
     def streams(
@@ -193,14 +195,16 @@ class LanguageModel:
             "attention_mask": mask.long(),
             "past_key_values": cache,
             "use_cache": cache is not None,
-            "logits_to_keep": keep,
         }
         accepted = inspect.signature(self.model.forward).parameters
+        if "logits_to_keep" in accepted:
+            arguments["logits_to_keep"] = keep
         if "position_ids" in accepted:
             arguments["position_ids"] = positions(mask)[:, -num_pos:]
         no_grad = nullcontext() if _wants_grad(inputs) else torch.no_grad()
         with no_grad:
-            return self.model(**inputs, **arguments).logits
+            logits = self.model(**inputs, **arguments).logits
+        return logits[:, -keep:]
 
     def check_layer(self, layer: int) -> None:
         """Raise LayerOutOfRange unless the model has a block `layer`."""
@@ -299,7 +303,8 @@ def load(
             language model already in memory.
         tokenizer: needed only with a model in memory, or to replace the model's own.
         revision: commit, tag or branch of a Hugging Face id.
-        dtype: compute precision; half-precision weights are widened exactly.
+        dtype: compute precision of a model that is loaded; half-precision weights
+            are widened exactly.
         device: default is a GPU where there is one, else the CPU.
         trust_remote_code: run code that comes with the weights.
 
@@ -314,9 +319,16 @@ def load(
         source = _source(model)
         options = {"revision": revision, "trust_remote_code": trust_remote_code}
         # In this order, for a misspelt id has no tokenizer either.
-        model = _load_model(source, name, dtype, options)
+        precision = _precision(dtype)
+        model = _load_model(source, name, options)
         tokenizer = tokenizer or _load_tokenizer(source, name, options)
+        mark = fingerprint(model)
+        # Parameters only: rotary frequencies stay in float32 in every precision.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(precision)
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    else:
+        mark = fingerprint(model)
     if tokenizer is None:
         raise NoTokenizer(
             f"{name} was given as a model in memory, without a tokenizer.",
@@ -327,17 +339,19 @@ def load(
             f"{name} is in training mode, so dropout would make it random.",
             remedy="Call model.eval() first.",
         )
-    return _wrap(model, tokenizer, name, revision)
+    return _wrap(model, tokenizer, name, revision, mark)
 
 
-def _wrap(model: Any, tokenizer: Any, name: str, revision: str | None) -> LanguageModel:
+def _wrap(
+    model: Any, tokenizer: Any, name: str, revision: str | None, mark: str
+) -> LanguageModel:
     blocks = architectures.blocks(model)
     language_model = LanguageModel(
         model=model,
         tokenizer=tokenizer,
         name=name,
         revision=revision or getattr(model.config, "_commit_hash", None) or "",
-        fingerprint=fingerprint(model),
+        fingerprint=mark,
         blocks=blocks,
         forms=_forms(model, blocks),
     )
@@ -373,8 +387,9 @@ def _forms(model: Any, blocks: nn.ModuleList) -> tuple[int | None, ...]:
 def fingerprint(model: nn.Module) -> str:
     """A short hash of shapes and sampled weights: the same for every copy of a model.
 
-    64 evenly spaced entries of every parameter, rounded to bfloat16 so that a copy in
-    another precision has the same fingerprint.
+    64 evenly spaced entries of every parameter, rounded to bfloat16, so that copies in
+    float32 and bfloat16 agree. `load` takes it of the weights as they are stored,
+    before they are converted to the precision that was asked for.
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
@@ -399,10 +414,23 @@ def _source(model: str) -> str:
     return str(Path(model).expanduser()) if looks_local else model
 
 
-def _load_model(source: str, name: str, dtype: str, options: dict[str, Any]) -> Any:
+def _precision(name: str) -> torch.dtype:
+    known = {
+        str(dtype).removeprefix("torch."): dtype
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    }
+    if name not in known:
+        raise InputError(
+            f"there is no precision {name!r}.",
+            remedy=f"Choose from {', '.join(known)}.",
+        )
+    return known[name]
+
+
+def _load_model(source: str, name: str, options: dict[str, Any]) -> Any:
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, **options
+            source, dtype="auto", output_loading_info=True, **options
         )
     except Exception as error:
         raise CannotLoadModel(

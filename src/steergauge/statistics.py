@@ -67,8 +67,18 @@ def two_way_bootstrap(
 def _resampling_weights(
     generator: np.random.Generator, num_draws: int, size: int
 ) -> Float[np.ndarray, "draws size"]:
-    """How much each of `size` items counts in each resample; rows sum to 1."""
-    return generator.multinomial(size, np.full(size, 1 / size), size=num_draws) / size
+    """How much each of `size` items counts in each resample; rows sum to 1.
+
+    A plain bootstrap of few items is too narrow: its variance is short by (size - 1) /
+    size, and its quantiles are those of the normal, not of Student's t. The deviations
+    of the weights are stretched by both factors, which matters below 30 items.
+    """
+    counts = generator.multinomial(size, np.full(size, 1 / size), size=num_draws)
+    if size == 1:
+        return counts.astype(float)
+    student = stats.t.ppf(0.975, size - 1) / stats.norm.ppf(0.975)
+    stretch = student * np.sqrt(size / (size - 1))
+    return 1 / size + stretch * (counts - 1) / size
 
 
 def estimate(table: Table, draws: Draws, *, level: float = 0.95) -> Estimate:

@@ -16,6 +16,7 @@ from steergauge.audits.controls import (
     sign_flips,
     total,
 )
+from steergauge.errors import BadPairs
 from steergauge.prompts import ContrastPair, Text
 from steergauge.vector import Provenance, Site, SteeringVector
 
@@ -118,12 +119,13 @@ def test_sign_flips_are_signed_means_of_the_pairs_differences(batch_size):
     flips = sign_flips(tiny("llama"), v, PAIRS, reader, num=30, batch_size=batch_size)
     basis = differences(reader)
     drawn = torch.stack([flip.direction for flip in flips]).double()
-    # Coordinates in the 8 differences: all of the same size, each of either sign.
+    # Coordinates in the 8 differences: of the same size, half of them of either sign.
     found = torch.linalg.lstsq(basis.T, drawn.T).solution.T
     assert torch.allclose(found @ basis, drawn, atol=1e-4)
     sizes = found.abs()
     assert torch.allclose(sizes, sizes[:, :1].expand_as(sizes), rtol=1e-3)
-    assert 0.3 < float((found > 0).double().mean()) < 0.7
+    assert ((found > 0).sum(1) == len(PAIRS) // 2).all()
+    assert len((found > 0).unique(dim=0)) > 10
     # Not vacuous: 8 differences do not span 48 dimensions.
     isotropic = random_direction(v, seed=0).direction.double()
     coordinates = torch.linalg.lstsq(basis.T, isotropic[:, None]).solution
@@ -140,6 +142,22 @@ def test_sign_flips_have_the_norm_of_v_and_mean_0():
     mean = rows(flips).mean(0)
     # 600 vectors of length |v|, signs symmetric: the mean is |v|/sqrt(600) long.
     assert np.linalg.norm(mean) < 3 * v.norm / math.sqrt(num)
+
+
+def test_an_odd_pair_is_left_out_of_a_flip_another_one_each_time():
+    reader, odd = Reader(1), PAIRS[:7]
+    flips = sign_flips(tiny("llama"), vector(), odd, reader, num=30)
+    basis, drawn = differences(reader)[:7], torch.tensor(rows(flips))
+    found = torch.linalg.lstsq(basis.T, drawn.T).solution.T
+    used = found.abs() > 1e-3 * found.abs().max()
+    assert (used.sum(1) == 6).all()
+    assert ((found > 0) & used).sum(1).tolist() == [3] * 30
+    assert (~used).any(0).sum() > 3
+
+
+def test_pairs_that_are_all_the_same_leave_nothing_to_flip():
+    with pytest.raises(BadPairs, match="all the same"):
+        sign_flips(tiny("llama"), vector(), PAIRS[:1] * 8, Reader(1), num=4)
 
 
 def test_sign_flips_are_set_by_the_seed():

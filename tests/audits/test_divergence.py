@@ -71,6 +71,16 @@ def test_a_vector_at_the_floor_is_uninformative_whatever_it_is_compared_with(oth
     assert f"{FLOOR:.2g}" in found.reasons[0]
 
 
+def test_a_budget_below_the_floor_is_uninformative():
+    # v's effect can be told from the floor, 5 % of it cannot.
+    found = compare({"unsteered": 15 * FLOOR, "other": 0.0})
+    assert found.verdict is Verdict.UNINFORMATIVE
+    assert "The budget, 5%" in found.reasons[0]
+    assert compare({"unsteered": 40 * FLOOR, "other": 0.0}).verdict is (
+        Verdict.EQUIVALENT
+    )
+
+
 def test_one_prompt_fewer_than_50_is_never_equivalent():
     means = {"unsteered": 1.0, "other": 1e-4}
     few = compare(means, num_prompts=MINIMUM_PROMPTS - 1)

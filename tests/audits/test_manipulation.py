@@ -11,9 +11,10 @@ from steergauge.audits.manipulation import (
     MINIMUM_LIFT,
     MINIMUM_NULLS,
     manipulation,
+    null_threshold,
     without_probe,
 )
-from steergauge.statistics import intraclass_correlation
+from steergauge.statistics import intraclass_correlation, rank_p
 
 NO_STEPS = [0.0] * 20
 
@@ -67,13 +68,14 @@ def test_a_lift_that_matched_random_steps_also_have_fails():
     # Not vacuous: the effect itself is there.
     assert found.estimate.low > MINIMUM_LIFT
     assert found.verdict is Verdict.FAIL
-    assert "any step of this length" in " ".join(found.reasons)
+    assert "a random step of this length does as much" in " ".join(found.reasons)
     assert not {c.name: c for c in found.controls}["random"].holds
 
 
 def test_an_effect_in_the_wrong_direction_fails():
     found = check({"v": -0.15, "minus_v": 0.15, "random": NO_STEPS})
     assert found.verdict is Verdict.FAIL
+    assert "the other way" in found.reasons[0]
     assert not {c.name: c for c in found.controls}["minus_v"].holds
 
 
@@ -87,12 +89,26 @@ def test_a_real_lift_too_small_to_be_worth_auditing_fails():
 
 
 @pytest.mark.parametrize(("num_random", "num_flips"), [(19, 0), (10, 9), (1, 0)])
-def test_fewer_than_20_matched_nulls_fail(num_random, num_flips):
+def test_with_fewer_than_20_matched_nulls_nothing_is_said(num_random, num_flips):
     effects = {"v": 0.15, "random": [0.0] * num_random, "sign_flip": [0.0] * num_flips}
     found = check({name: effect for name, effect in effects.items() if effect != []})
-    assert found.verdict is Verdict.FAIL
+    assert found.verdict is Verdict.UNINFORMATIVE
     assert f"Only {num_random + num_flips} matched" in found.reasons[0]
     assert str(MINIMUM_NULLS) in found.reasons[0]
+
+
+@pytest.mark.parametrize("num", [20, 39, 40, 100])
+def test_a_step_like_all_others_exceeds_the_threshold_5_times_in_100_at_most(num):
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(size=(3000, num + 1))
+    rate = np.mean([row[0] > null_threshold(row[1:]) for row in drawn])
+    level = math.floor(0.05 * (num + 1) + 1e-9) / (num + 1)
+    assert 0.03 < level <= 0.05
+    assert abs(rate - level) < 3 * math.sqrt(level * (1 - level) / 3000)
+    # The same as a rank p-value of at most 0.05, in every draw.
+    for row in drawn[:200]:
+        reached = rank_p(float(row[0]), row[1:]) <= 0.05
+        assert (row[0] > null_threshold(row[1:])) == reached
 
 
 def test_random_steps_and_sign_flips_are_counted_together():

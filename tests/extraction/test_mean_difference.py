@@ -86,6 +86,7 @@ def test_equal_sides_give_zero():
 
 def test_no_block_above_the_layer_and_no_head_is_run():
     lm = tiny("llama")
+    lm.prove()
     ran: set[int | str] = set()
     head = lm.model.get_output_embeddings()
     handles = [head.register_forward_pre_hook(lambda *_: ran.add("head"))]
@@ -100,6 +101,7 @@ def test_no_block_above_the_layer_and_no_head_is_run():
 
 def test_memory_does_not_grow_with_the_number_of_pairs():
     lm = tiny("llama")
+    lm.prove()
     tokens_at_once: list[int] = []
     handle = lm.blocks[0].register_forward_hook(
         lambda _m, _a, out: tokens_at_once.append(out.shape[0] * out.shape[1])

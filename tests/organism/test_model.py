@@ -76,10 +76,11 @@ def test_vectors_steer_it_both_ways_and_the_text_stays_coherent(
     )
     assert set(checks) == set(TRAITS)
     for check in checks.values():
-        # The card states at least 0.2 on more samples; two standard errors are 0.1.
+        # The card states at least 0.25 on more samples; three standard errors are 0.15.
         assert check.lifts[1.0] > 0.1
         assert check.lifts[-1.0] < -0.1
-        assert max(check.coherence.values()) < 1.6
+        # Stated: about 1.5 at most; at 100 samples, one broken text in ten moves it.
+        assert max(check.coherence.values()) < 2.0
         assert 0.35 < check.base < 0.65
         assert 0.15 < check.ratio < 0.8
 

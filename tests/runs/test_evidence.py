@@ -11,7 +11,8 @@ from steergauge.generation import Arm
 from steergauge.intervention import Add
 from steergauge.probes import lexical_probe
 from steergauge.runs import evidence
-from steergauge.runs.evidence import PERPLEXITY_LIMIT, dose_curve
+from steergauge.runs.evidence import dose_curve
+from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.vector import Site, SteeringVector
 
 HIGH = [f"so {i}" for i in range(10)]
@@ -95,7 +96,8 @@ def curve(ratios: dict[float, float], *, probe=PROBE):
         lambda arm, *_: {"nll": 4 * math.log(2 * ratio.get(arm, 1.0)), "nats": 0.5},
         arms=tuple(arms),
     )
-    return dose_curve(texts, scores, arms, probe, step_unit=0.3)
+    texts = evidence.with_scores(texts, probe)
+    return dose_curve(texts, scores, arms, step_unit=0.3)
 
 
 def test_the_dose_curve_is_sorted_and_holds_what_was_measured():

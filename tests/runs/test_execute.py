@@ -11,11 +11,10 @@ from tests.models import borrowed, config, reinitialised
 from transformers import LlamaForCausalLM
 
 from steergauge.audits.finding import Verdict
-from steergauge.errors import StoreError
+from steergauge.errors import BadSpec, StoreError
 from steergauge.prompts import Text, encode
-from steergauge.runs.evidence import PERPLEXITY_LIMIT
 from steergauge.runs.execute import audit
-from steergauge.runs.spec import AUDITS, read_spec, spec_from
+from steergauge.runs.spec import AUDITS, PERPLEXITY_LIMIT, read_spec, spec_from
 from steergauge.vector import SteeringVector
 
 SMALL = {
@@ -269,14 +268,20 @@ def test_the_recommended_strength_is_coherent_and_is_the_one_tested(finished):
     facts, check = finished.facts, finished.findings["manipulation"].details
     assert facts["alpha_was_recommended"]
     assert facts["alpha"] == check["recommended_alpha"]
-    doses = {dose["alpha"]: dose["perplexity_ratio"] for dose in check["dose"]}
-    assert len(doses) == 8
-    # Twice the trait's effect makes this model's texts less likely: not vacuous.
-    assert check["coherent"] == all(
-        ratio <= PERPLEXITY_LIMIT
-        for alpha, ratio in doses.items()
-        if abs(alpha) <= facts["alpha"]
+    worst: dict[float, float] = {}
+    for dose in check["dose"]:
+        size = abs(dose["alpha"])
+        worst[size] = max(worst.get(size, 0), dose["perplexity_ratio"])
+    assert len(check["dose"]) == 8
+    # The largest strength up to which every text is coherent, if there is one.
+    coherent = [size for size in worst if worst[size] <= PERPLEXITY_LIMIT]
+    assert coherent
+    assert facts["alpha"] in coherent
+    assert all(
+        worst[size] <= PERPLEXITY_LIMIT for size in worst if size <= facts["alpha"]
     )
+    larger = [size for size in worst if size > facts["alpha"]]
+    assert not larger or worst[min(larger)] > PERPLEXITY_LIMIT
     alphas = {
         row["arm"]: row["alpha"]
         for row in finished.store.generations()
@@ -285,6 +290,16 @@ def test_the_recommended_strength_is_coherent_and_is_the_one_tested(finished):
     assert alphas.pop("unsteered") == 0
     assert alphas.pop("minus_v") == -facts["alpha"]
     assert set(alphas.values()) == {facts["alpha"]}
+
+
+def test_coherence_is_judged_on_the_texts_of_the_test(finished):
+    check = finished.findings["manipulation"].details
+    assert set(check["perplexity"]) == {"unsteered", "v", "minus_v"}
+    ratios = [
+        check["perplexity"][arm] / check["perplexity"]["unsteered"]
+        for arm in ("v", "minus_v")
+    ]
+    assert check["coherent"] == (max(ratios) <= PERPLEXITY_LIMIT)
 
 
 def test_a_negative_alpha_promises_the_other_pole(inputs, tmp_path):
@@ -302,13 +317,18 @@ def test_a_negative_alpha_promises_the_other_pole(inputs, tmp_path):
         assert (means["v"] - means["unsteered"]) * sign > 0.1
 
 
-def test_greedy_texts_are_audited_too(inputs, tmp_path):
-    run = run_in(tmp_path, inputs, temperature=0.0)
-    rows = [r for r in run.store.generations() if r["arm"] == "v"]
-    for row in rows:
-        twin = next(r for r in rows if r["prompt"] == row["prompt"])
-        assert row["text"] == twin["text"]
-    assert run.findings["plumbing"].verdict is Verdict.PASS
+def test_greedy_texts_have_no_distribution_to_audit(inputs, tmp_path):
+    with pytest.raises(BadSpec, match="temperature"):
+        run_in(tmp_path / "run", inputs, temperature=0.0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_whole_spec_is_given_alone(inputs, tmp_path):
+    spec = spec_from(SMALL | inputs)
+    lm, v = planted.planted(), planted.trait_vector()
+    with pytest.raises(BadSpec, match="seed"):
+        audit(lm, v, out=tmp_path / "run", spec=spec, seed=1)
+    assert audit(lm, v, out=tmp_path / "run", spec=spec).facts["seed"] == 0
 
 
 class IgnoresMask(LlamaForCausalLM):

@@ -80,11 +80,16 @@ def is_split_cleanly(inputs: plan.Inputs) -> bool:
 
 
 def test_half_of_the_pairs_are_held_out_to_test_on(tmp_path):
-    inputs = gathered(pairs=pair_file(tmp_path), num_prompts=4, num_dose_prompts=3)
+    pairs = pair_file(tmp_path, 30)
+    inputs = gathered(pairs=pairs, num_prompts=4, num_dose_prompts=3)
     assert is_split_cleanly(inputs)
-    every = read_pairs(pair_file(tmp_path))
+    every = read_pairs(pairs)
     assert list(inputs.pairs) == every[::2]
-    assert {*inputs.dose_prompts, *inputs.test_prompts} <= sides(every[1::2])
+    used = [*inputs.dose_prompts, *inputs.test_prompts]
+    assert set(used) <= sides(every[1::2])
+    # One side of each pair, in turn: the two sides are no independent prompts.
+    assert all(len(sides([pair]) & set(used)) <= 1 for pair in every)
+    assert 2 <= sum(prompt.startswith("so") for prompt in used) <= 5
     assert (len(inputs.dose_prompts), len(inputs.test_prompts)) == (3, 4)
 
 
@@ -139,8 +144,12 @@ def test_too_few_prompts_are_refused(num, tmp_path):
 
 
 def test_too_few_pairs_to_hold_some_out_are_refused(tmp_path):
-    with pytest.raises(BadPairs, match="3 pairs"):
-        gathered(pairs=pair_file(tmp_path, 3))
+    with pytest.raises(BadPairs, match="5 pairs"):
+        gathered(pairs=pair_file(tmp_path, 5))
+    prompts = prompt_file(tmp_path, ["then", "so", "lost"])
+    assert len(gathered(pairs=pair_file(tmp_path, 5), prompts=prompts).pairs) == 5
+    with pytest.raises(BadPairs, match="single pair"):
+        gathered(pairs=pair_file(tmp_path, 1), prompts=prompts)
 
 
 def test_a_run_without_a_source_of_a_vector_is_refused(tmp_path):
@@ -162,6 +171,7 @@ def test_what_cannot_be_run_is_refused_before_the_folder_is_made(tmp_path):
         ({"against": (str(high),)}, LayerOutOfRange),
         ({"against": ("nowhere.safetensors",)}, NoSuchFile),
         ({"probe": "nowhere.toml"}, NoSuchFile),
+        ({"labelled": "nowhere.jsonl"}, BadSpec),
         ({"prompts": "nowhere.txt"}, NoSuchFile),
     ):
         from steergauge.runs.execute import audit
@@ -252,6 +262,12 @@ def test_every_control_has_the_norm_and_the_site_of_v(tmp_path):
     assert len(directions.unique(dim=0)) == len(found)
 
 
+def test_too_few_pairs_are_not_flipped(tmp_path):
+    _, found, inputs, _ = controls_of(tmp_path, None, pairs=pair_file(tmp_path, 14))
+    assert len(inputs.pairs) == plan.FEWEST_PAIRS_TO_FLIP - 1
+    assert families(found) == {"v_plus_perp": 5, "perp": 5, "random": 20}
+
+
 def test_without_pairs_all_matched_nulls_are_random_directions(tmp_path):
     _, found, _, _ = controls_of(tmp_path, vector(), num_random=7)
     assert families(found) == {"v_plus_perp": 5, "perp": 5, "random": 7}
@@ -317,19 +333,19 @@ def test_hashes_change_with_the_contents_of_every_input(tmp_path):
         "def score(texts):\n    return [('so' in t) * {} for t in texts]",
     )
     pairs = pair_file(tmp_path)
-    fields = {"pairs": pairs, "labelled": str(tmp_path / "labelled.jsonl")}
 
     def hashes(given=None, **changes):
-        return gathered(given, **fields | changes).hashes(lm)
+        coded = changes.get("probe", "").endswith(":score")
+        labelled = str(tmp_path / "labelled.jsonl") if coded else ""
+        return gathered(given, pairs=pairs, labelled=labelled, **changes).hashes(lm)
 
     first = hashes(probe=probe_file(tmp_path, code=code.format("1.0")))
-    assert set(first) == {"model", "pairs", "prompts", "probe"}
+    assert {"model", "tokenizer", "pairs", "prompts", "probe", "versions"} <= set(first)
     again = hashes(probe=probe_file(tmp_path, code=code.format("1.0")))
     other = hashes(probe=probe_file(tmp_path, code=code.format("0.9")))
     assert again == first
     assert {key for key in first if first[key] != other[key]} == {"probe"}
-    words = [hashes(probe=probe_file(tmp_path), labelled=""),
-             hashes(probe=probe_file(tmp_path, word="tell"), labelled="")]  # fmt: skip
+    words = [hashes(probe=probe_file(tmp_path, word=word)) for word in ("so", "tell")]
     assert words[0]["probe"] != words[1]["probe"]
     pair_file(tmp_path, 14)
     longer = hashes(probe=probe_file(tmp_path, code=code.format("1.0")))

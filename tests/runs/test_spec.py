@@ -37,7 +37,7 @@ CHANGED = Spec(
     num_dose_prompts=9,
     samples=10,
     max_new_tokens=11,
-    temperature=0.0,
+    temperature=0.5,
     num_perpendicular=12,
     num_random=13,
     margin=0.3,
@@ -154,7 +154,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_key_and_value(key, value):
 
 
 def test_an_integer_is_a_number_and_a_comma_separated_text_a_list():
-    spec = spec_from({"alpha": 2, "audits": "plumbing,divergence"})
+    spec = spec_from({"alpha": 2, "audits": "plumbing, divergence"})
     assert isinstance(spec.alpha, float)
     assert spec.audits == ("plumbing", "divergence")
 
@@ -171,7 +171,7 @@ IMPOSSIBLE = {
     "batch_size": (0,),
     "seed": (-1,),
     "alpha": (0.0, math.inf, -math.inf, math.nan),
-    "temperature": (-0.1, math.inf, math.nan),
+    "temperature": (0.0, -0.1, math.inf, math.nan),
     "margin": (0.0, 1.0, -0.2, math.nan),
     "budget": (0.0, 1.0, math.nan),
     "audits": ((), ("plumbing", "everything")),
@@ -192,7 +192,7 @@ def test_the_smallest_possible_run_can_be_specified():
         num_dose_prompts=1,
         samples=1,
         max_new_tokens=1,
-        temperature=0.0,
+        temperature=0.1,
         num_perpendicular=1,
         num_random=1,
         audits=AUDITS[:1],

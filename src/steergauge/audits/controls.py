@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steergauge.activations import Reader, length_sorted
+from steergauge.errors import BadPairs
 from steergauge.prompts import ContrastPair
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector
@@ -64,6 +65,14 @@ def sign_flips(
         differences = rows[: len(batch)] - rows[len(batch) :]
         sums += signs[:, done : done + len(batch)] @ differences
         done += len(batch)
+    least = float(torch.linalg.vector_norm(sums, dim=-1).min())
+    if least <= 1e-6 * len(pairs) * vector.norm:
+        raise BadPairs(
+            f"the differences of the {len(pairs)} pairs are all the same, so flipping "
+            "signs leaves nothing.",
+            cause="The pairs repeat one text, or a template ignores its topic.",
+            remedy="Give pairs that differ, or none and only a vector.",
+        )
     return [
         _matched(vector, row, f"sign flip {i} of the pairs, seed {seed}")
         for i, row in enumerate(sums)

@@ -130,6 +130,12 @@ def _judge(
             f"{FLOOR_FACTOR} times the {floor:.2g} by which two compute paths of the "
             "same arm differ: there is nothing to compare."
         ]
+    if budget * effect.low <= floor:
+        return Verdict.UNINFORMATIVE, [
+            f"The budget, {budget:.0%} of v's effect of {effect.value:.2g} nats, lies "
+            f"below the {floor:.2g} nats by which two compute paths of the same arm "
+            "differ: nothing could be told apart within it."
+        ]
     numbers = (
         f"K(v || v') = {seen.value:.3g} [{seen.low:.3g}, {seen.high:.3g}] nats; v "
         f"itself is {effect.value:.3g} [{effect.low:.3g}, {effect.high:.3g}] nats from "
@@ -137,8 +143,8 @@ def _judge(
     )
     if seen.high <= budget * effect.low:
         bound = (
-            f"No score in [0, 1] of these texts can differ by more than "
-            f"{certificate(seen.high):.3f}."
+            f"No score in [0, 1] of these texts differs by more than "
+            f"{certificate(seen.high):.3f} (97.5 % confidence)."
         )
         if num_prompts < MINIMUM_PROMPTS:
             return Verdict.INCONCLUSIVE, [

@@ -153,8 +153,8 @@ def _judge(
     )
     if manipulation is not Verdict.PASS:
         return Verdict.UNINFORMATIVE, [
-            f"v failed its manipulation check ({manipulation}); two vectors that do "
-            "nothing are equal and mean nothing.",
+            f"v did not pass its manipulation check ({manipulation}), so it has no "
+            "lift that another vector could equal.",
             numbers,
         ]
     power = (

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from steergauge.audits.finding import Control, Finding, Verdict
 from steergauge.statistics import (
@@ -52,13 +53,15 @@ def manipulation(
     nulls = np.concatenate(
         [lifts[name].mean(1) for name in ("random", "sign_flip") if name in lifts]
     )
-    threshold = float(np.quantile(nulls, 0.95))
+    threshold = null_threshold(nulls)
     p_value = rank_p(lift.value, nulls)
     failures = _failures(lift, threshold, len(nulls), minimum_lift)
+    enough = len(nulls) >= MINIMUM_NULLS
+    verdict = Verdict.FAIL if failures else Verdict.PASS
     reasons = failures or [
         f"The lift is {lift.value:+.3f} [{lift.low:+.3f}, {lift.high:+.3f}], above 0, "
-        f"above {minimum_lift:g}, and above the 95 % quantile {threshold:+.3f} of "
-        f"{len(nulls)} matched random steps (rank p = {p_value:.3f})."
+        f"above {minimum_lift:g}, and above all that {len(nulls)} matched random "
+        f"steps may reach by chance, {threshold:+.3f} (rank p = {p_value:.3f})."
     ]
     return Finding(
         audit="manipulation",
@@ -67,9 +70,9 @@ def manipulation(
         claim=CLAIM,
         quantity=QUANTITY,
         estimate=lift,
-        null=f"95 % of {len(nulls)} matched random steps lift less than "
-        f"{threshold:+.3f}",
-        verdict=Verdict.FAIL if failures else Verdict.PASS,
+        null=f"a random step would rank anywhere among {len(nulls)} matched random "
+        f"steps; p <= 0.05 needs more than {threshold:+.3f}",
+        verdict=verdict if enough else Verdict.UNINFORMATIVE,
         reasons=tuple(reasons),
         controls=tuple(_controls(lifts, draws)),
         num_prompts=lifts["v"].shape[1],
@@ -81,6 +84,18 @@ def manipulation(
             **(details or {}),
         },
     )
+
+
+def null_threshold(nulls: Float[np.ndarray, " nulls"]) -> float:
+    """The smallest value that v must exceed for a rank p-value of at most 0.05.
+
+    The largest of 20 to 39 nulls, the second largest of 40 to 59, and so on. (An
+    interpolated 95 % quantile of 20 lies below their largest: a test of level 0.095.)
+    """
+    if len(nulls) == 0:
+        return float("nan")
+    allowed = max(0, int(0.05 * (len(nulls) + 1) + 1e-9) - 1)
+    return float(np.sort(nulls)[-1 - allowed])
 
 
 def without_probe(details: Mapping[str, Any] | None = None) -> Finding:
@@ -111,7 +126,13 @@ def _failures(
             f"Only {num_nulls} matched random steps were run; at least "
             f"{MINIMUM_NULLS} are needed."
         )
-    if lift.low <= 0:
+    if lift.high < 0:
+        failures.append(
+            f"The lift {lift.value:+.3f} [{lift.low:+.3f}, {lift.high:+.3f}] is "
+            "negative: v moves the trait the other way. Its pairs or the probe's poles "
+            "are swapped."
+        )
+    elif lift.low <= 0:
         failures.append(
             f"The 95 % interval of the lift, [{lift.low:+.3f}, {lift.high:+.3f}], "
             "reaches 0: v has no effect that this many prompts can see."
@@ -123,9 +144,9 @@ def _failures(
         )
     if lift.value <= threshold:
         failures.append(
-            f"The lift {lift.value:+.3f} is not above {threshold:+.3f}, the 95 % "
-            f"quantile of {num_nulls} matched random steps: any step of this length "
-            "does as much."
+            f"The lift {lift.value:+.3f} is not above {threshold:+.3f}, what matched "
+            f"random steps reach by chance ({num_nulls} were run, p <= 0.05): a random "
+            "step of this length does as much."
         )
     return failures
 
@@ -137,7 +158,7 @@ def _controls(
     own = float(lifts["v"].mean())
     expectations = {
         "random": "random steps of v's norm lift less than v",
-        "sign_flip": "randomly signed pair differences lift less than v",
+        "sign_flip": "differences between random halves of the pairs lift less than v",
         "minus_v": "-v moves the trait the other way",
     }
     for name, expected in expectations.items():

@@ -69,6 +69,7 @@ def plumbing(
     *,
     chat: bool | None = None,
     max_new_tokens: int = 32,
+    temperature: float = 1.0,
     seed: int = 0,
 ) -> Finding:
     """PASS if the intervention does what its definition says; measures the floors.
@@ -79,22 +80,24 @@ def plumbing(
         prompts: a few of the run's prompts; the first 8 are used.
         chat: through the chat template; None means if there is one.
         max_new_tokens: length of the responses, as in the run.
+        temperature: of the sampling, as in the run.
         seed: of the responses.
     """
     some = list(prompts)[:8]
-    decoding = Decoding(max_new_tokens=max_new_tokens, seed=seed)
-    texts = generate(lm, some, {"v": intervention}, decoding=decoding, chat=chat)
+    decoding = Decoding(max_new_tokens, temperature, seed=seed)
+    arms = {"v": intervention}
+    texts = generate(lm, some, arms, decoding=decoding, chat=chat, other_model=True)
     specimen = _specimen(lm, texts, chat)
     layer = intervention.site.layer
     law = lm.prove(again=True)
-    floor_kl, path_gap = _floor_kl(lm, specimen, intervention)
+    floor_kl, path_gap = _floor_kl(lm, specimen, intervention, temperature)
     floor_stream = _floor_stream(lm, specimen, layer)
     checks = [
         _Check("suffix(prefix(x)) == model(x) at every layer", True, f"{law:.2g}"),
         _check_zero_edit(lm, specimen, layer),
         *_check_injection(lm, specimen, intervention),
         _check_restored(lm, specimen, intervention),
-        _check_text(lm, texts),
+        _check_text(lm, texts, specimen),
         _check_padding_side(lm, specimen),
         _check_paths(lm, path_gap),
     ]
@@ -237,17 +240,24 @@ def _check_restored(
     return _Check(
         "hooks leave no trace",
         same,
-        f"logits moved by {moved:.2g} while steered and are bitwise back",
+        f"logits moved by {moved:.2g} while steered; afterwards they are "
+        f"{'bitwise back' if same else 'not what they were'}",
     )
 
 
-def _check_text(lm: LanguageModel, texts: Sequence[Sample]) -> _Check:
-    """The scored text is the response's tokens decoded, and nothing else."""
-    clean = all(
-        sample.text == lm.tokenizer.decode(sample.token_ids, skip_special_tokens=True)
-        for sample in texts
-    )
-    return _Check("scored text is the continuation alone", clean, "decoded again")
+def _check_text(
+    lm: LanguageModel, texts: Sequence[Sample], specimen: _Specimen
+) -> _Check:
+    """Prompt and response decoded together are the prompt, then the scored text."""
+    clean = True
+    for i, sample in enumerate(texts):
+        own = specimen.row(i)
+        whole = lm.tokenizer.decode(own.ids[0], skip_special_tokens=True)
+        head = own.ids[0, : int(own.prompt_lengths)]
+        prompt = lm.tokenizer.decode(head, skip_special_tokens=True)
+        # A tokenizer may drop a blank between the two.
+        clean &= whole[len(prompt) :].strip() == sample.text.strip()
+    return _Check("scored text is the continuation alone", clean, "decoded together")
 
 
 def _check_padding_side(lm: LanguageModel, specimen: _Specimen) -> _Check:
@@ -277,21 +287,28 @@ def _check_paths(lm: LanguageModel, gap: float) -> _Check:
 
 
 def _floor_kl(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention
+    lm: LanguageModel,
+    specimen: _Specimen,
+    intervention: Intervention,
+    temperature: float,
 ) -> tuple[float, float]:
     """kappa_0 in nats, and the largest gap in logits, over compute paths."""
     batch = _steered(lm, specimen, intervention)
-    paths = [
-        _cached(lm, specimen, intervention),
-        _alone(lm, specimen, intervention, batch),
+    plain = lm.logits(specimen.ids, specimen.mask)
+    pairs = [
+        (batch, _cached(lm, specimen, intervention)),
+        (batch, _alone(lm, specimen, intervention, batch)),
+        (plain, _there_and_back(lm, specimen, intervention)),
     ]
     response = (specimen.where >= specimen.prompt_lengths[:, None] - 1) & specimen.mask
-    worst, gap = 0.0, 0.0
-    for path in paths:
-        steps = kl(batch, path) * response
-        worst = max(worst, float(steps.sum(-1).mean()))
-        gap = max(gap, float((batch - path)[response].abs().max()))
-    return max(worst, _there_and_back(lm, specimen, intervention, response)), gap
+
+    def nats(a: Tensor, b: Tensor) -> float:
+        own, other = (x[response].double() / temperature for x in (a, b))
+        return float(kl(own, other).sum()) / len(specimen.ids)
+
+    floors = [nats(a, b) for a, b in pairs]
+    gaps = [float((a - b)[response].abs().max()) for a, b in pairs[:2]]
+    return max(floors), max(gaps)
 
 
 def _alone(
@@ -305,15 +322,13 @@ def _alone(
 
 
 def _there_and_back(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention, response: Tensor
-) -> float:
-    """KL of unsteered from h + alpha v - alpha v: the rounding of a step this long."""
-    layer = intervention.site.layer
+    lm: LanguageModel, specimen: _Specimen, intervention: Intervention
+) -> Tensor:
+    """Logits of h + alpha v - alpha v: unsteered, but for such a step's rounding."""
     step = intervention.displacement
+    layer = intervention.site.layer
     back = {layer: lambda h: (h + step.to(h)) - step.to(h)}
-    plain = lm.logits(specimen.ids, specimen.mask)
-    there = lm.logits(specimen.ids, specimen.mask, edits=back)
-    return float((kl(plain, there) * response).sum(-1).mean())
+    return lm.logits(specimen.ids, specimen.mask, edits=back)
 
 
 def _floor_stream(lm: LanguageModel, specimen: _Specimen, layer: int) -> float:

@@ -16,6 +16,7 @@ from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
 from steergauge.statistics import Estimate, Table, estimate, two_way_bootstrap
 
+
 @dataclass(frozen=True, slots=True)
 class Dose:
     """One strength of the dose curve.
@@ -97,29 +98,29 @@ def perplexity(rows: Rows, arm: str) -> float:
     """Exponential of the mean -log P a token of an arm's texts."""
     own = [row for row in rows if row["arm"] == arm]
     tokens = sum(row["num_tokens"] for row in own)
-    return float(np.exp(sum(row["nll"] for row in own) / max(1, tokens)))
+    mean = sum(row["nll"] for row in own) / max(1, tokens)
+    return float(np.exp(min(mean, 700.0)))  # e^700 is still a float64
 
 
 def dose_curve(
     texts: Rows,
     scores: Rows,
     arms: Mapping[str, Arm],
-    probe: Probe | None,
     *,
     step_unit: float,
 ) -> DoseCurve:
     """Lift, divergence and coherence by strength, and the strength they recommend.
 
     Args:
-        texts: the stage's texts.
+        texts: the stage's texts with their scores.
         scores: their KL from unsteered and -log P under the unsteered model.
         arms: the stage's arms.
-        probe: None if texts cannot be scored.
         step_unit: ||v|| as a share of the median ||h||.
     """
     nats = families(per_prompt(scores, "nats"))["dose"]
     names = [name for name in arms if name != "unsteered"]
-    lift = lifts(with_scores(texts, probe))["dose"] if probe else None
+    has_scores = all(row["score"] is not None for row in texts)
+    lift = lifts(texts)["dose"] if has_scores else None
     base = perplexity(scores, "unsteered")
     doses = []
     for i, name in enumerate(names):

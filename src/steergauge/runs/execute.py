@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 from steergauge import scoring
 from steergauge.audits.finding import Finding
 from steergauge.audits.plumbing import plumbing
+from steergauge.errors import BadSpec
 from steergauge.generation import Arm, Decoding, Sample, generate
 from steergauge.intervention import Add, scope_named
 from steergauge.prompts import Text, encode
@@ -93,7 +94,12 @@ def audit(
     Raises:
         SteergaugeError: whatever is wrong with what was given.
     """
-    wanted = spec or spec_from({"model": lm.name}, preset=preset, **changes)
+    if spec is not None and changes:
+        raise BadSpec(
+            f"{', '.join(changes)} was given beside a whole spec.",
+            remedy="Put it into the spec.",
+        )
+    wanted = spec or spec_from({}, preset=preset, **changes)
     inputs = plan.gather(lm, wanted, vector)
     store = Store(Path(out))
     store.open(inputs.spec, inputs.hashes(lm))
@@ -127,23 +133,24 @@ class _Work:
         self.progress.advance(1)
         doses = plan.dose_arms(spec, vector)
         dose_texts = self._texts("dose", doses, inputs.dose_prompts)
+        dose_texts = evidence.with_scores(dose_texts, inputs.probe)
         dose_scores = self._dose_scores(doses, dose_texts)
         norm = plan.median_norm(lm, inputs)
         dose = evidence.dose_curve(
-            dose_texts, dose_scores, doses, inputs.probe, step_unit=vector.norm / norm
+            dose_texts, dose_scores, doses, step_unit=vector.norm / norm
         )
         alpha = spec.alpha if spec.alpha is not None else dose.recommended
         pipes = self._plumbing(vector, alpha)
         arms = plan.test_arms(spec, alpha, vector, controls)
         test_texts = self._texts("test", arms, inputs.test_prompts)
+        test_texts = evidence.with_scores(test_texts, inputs.probe)
         pairs_of_arms = self._divergences(arms, test_texts)
         likelihoods = self._likelihoods(test_texts)
         judged = judge.Evidence(
             lm, inputs, vector, arms, alpha, norm, dose, pipes,
             test_texts, pairs_of_arms, likelihoods,
         )  # fmt: skip
-        scored = evidence.with_scores([*dose_texts, *test_texts], inputs.probe)
-        store.write_generations(scored)
+        store.write_generations([*dose_texts, *test_texts])
         store.write_findings(judge.findings(judged), judge.facts(judged))
 
     def _plumbing(self, vector: SteeringVector, alpha: float) -> Finding:
@@ -157,6 +164,7 @@ class _Work:
                 self.inputs.dose_prompts,
                 chat=spec.chat,
                 max_new_tokens=spec.max_new_tokens,
+                temperature=spec.temperature,
                 seed=spec.seed,
             )
 
@@ -181,6 +189,7 @@ class _Work:
                 decoding=decoding,
                 chat=spec.chat,
                 batch_size=spec.batch_size,
+                other_model=True,
                 progress=self.progress.advance,
             )
             return [self._row(stage, sample, arms, start) for sample in samples]
@@ -222,7 +231,7 @@ class _Work:
                     continuations,
                     arm.intervention,
                     {"unsteered": None},
-                    temperature=self.spec.temperature or 1.0,
+                    temperature=self.spec.temperature,
                 )["unsteered"]
                 nll = scoring.negative_log_likelihood(self.lm, continuations)
                 out += _scored(rows, {"nats": nats, "nll": nll})
@@ -251,7 +260,7 @@ class _Work:
                 self._continuations(block),
                 arms["v"].intervention,
                 others,
-                temperature=self.spec.temperature or 1.0,
+                temperature=self.spec.temperature,
             )
             self.progress.advance(len(block))
             return [

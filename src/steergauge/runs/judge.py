@@ -18,7 +18,8 @@ from steergauge.generation import Arm
 from steergauge.prompts import uses_chat
 from steergauge.runs import evidence
 from steergauge.runs.evidence import DoseCurve
-from steergauge.runs.plan import Inputs
+from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, Inputs, made_of
+from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
 from steergauge.split import LanguageModel
 from steergauge.statistics import Estimate, intraclass_correlation
@@ -104,17 +105,19 @@ def _versions() -> dict[str, str]:
 
 def _behaviour(seen: Evidence) -> list[Finding]:
     """T1, then T3 for every subject."""
+    perplexity = _perplexities(seen)
+    ratios = [perplexity[name] / perplexity["unsteered"] for name in ("v", "minus_v")]
     details: dict[str, Any] = {
         "dose": [dose.to_json() for dose in seen.dose.doses],
         "recommended_alpha": seen.dose.recommended,
-        "coherent": seen.dose.coherent,
-        "perplexity": _perplexities(seen),
+        "coherent": max(ratios) <= PERPLEXITY_LIMIT,
+        "perplexity": perplexity,
     }
     probe, spec = seen.inputs.probe, seen.inputs.spec
     if probe is None:
         rest = [equivalence_without_probe(name) for name in seen.subjects.values()]
         return [manipulation_without_probe(details), *rest]
-    rows = evidence.with_scores(seen.texts, probe)
+    rows = seen.texts
     lifts = evidence.lifts(rows)
     lifts = {name: oriented(table, seen.alpha) for name, table in lifts.items()}
     details["unsteered_score"] = float(
@@ -237,7 +240,20 @@ def _not_run(inputs: Inputs) -> list[str]:
             "Sign-flipped and other-trait controls need contrast pairs, and only a "
             "vector was given: all matched nulls are isotropic random directions."
         )
-    elif inputs.trait is None:
+    elif len(inputs.pairs) < FEWEST_PAIRS_TO_FLIP:
+        missing.append(
+            f"Sign flips need {FEWEST_PAIRS_TO_FLIP} pairs; there are "
+            f"{len(inputs.pairs)}, so all matched nulls are random directions."
+        )
+    if inputs.pairs and inputs.given and not made_of(inputs.given, inputs.pairs):
+        missing.append(
+            "The vector was not extracted from these pairs: sign flips are of other "
+            "differences than those that made v."
+        )
+    asked, found = inputs.spec.num_prompts, len(inputs.test_prompts)
+    if found < asked:
+        missing.append(f"{asked} test prompts were asked for; there are {found}.")
+    if inputs.pairs and inputs.trait is None:
         missing.append(
             "Other-trait controls need a built-in trait; the pairs are your own."
         )

@@ -5,6 +5,7 @@ of the dose curve choose the strength, those of the test judge it, and neither o
 among the contrast pairs.
 """
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,10 @@ from steergauge.vector import SteeringVector, load_vector
 
 ALPHAS = (0.25, 0.5, 1.0, 2.0)
 """Strengths of the dose curve, in both directions, in units of the stored vector."""
+
+
+FEWEST_PAIRS_TO_FLIP = 8
+"""Below it there are too few halves of the pairs to be draws of anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,32 +66,33 @@ class Inputs:
             "prompts": texts.short_hash(repr((self.dose_prompts, self.test_prompts))),
             "probe": _probe_hash(self.spec, self.probe) if self.probe else "",
             "vector": _vector_hash(self.given) if self.given else "",
+            "chat_template": texts.chat_template_hash(lm, self.spec.chat),
+            "tokenizer": texts.short_hash(
+                repr(sorted(lm.tokenizer.get_vocab().items()))
+            ),
+            "versions": " ".join(
+                f"{name} {importlib.metadata.version(name)}"
+                for name in ("steergauge", "torch", "transformers")
+            ),
+            "device": lm.device.type,
         }
         rivals = {f"against {k}": _vector_hash(v) for k, v in self.rivals.items()}
         return {key: value for key, value in {**known, **rivals}.items() if value}
 
 
-def gather(
-    lm: LanguageModel, spec: Spec, vector: SteeringVector | None = None
-) -> Inputs:
-    """Read and check everything that the spec names, before any work is done.
+def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
+    """Everything that the spec names, read and checked without the model.
 
     Raises:
         SteergaugeError: whatever is wrong with what was given.
     """
-    given = vector or (load_vector(spec.vector) if spec.vector else None)
-    if given is not None:
-        given.check_fits(lm, other_model=spec.other_model)
-        spec = replace(spec, layer=_layer_of(spec, given))
-    elif spec.layer is None:
-        spec = replace(spec, layer=lm.num_layers // 2)
-    assert spec.layer is not None
-    lm.check_layer(spec.layer)
     scope_named(spec.scope)
     Position(spec.position)
-    texts.uses_chat(lm, spec.chat)
+    if spec.labelled and not spec.probe:
+        raise BadSpec("labelled texts were given without a probe that they validate.")
+    given = vector or (load_vector(spec.vector) if spec.vector else None)
     trait = texts.trait(spec.trait) if spec.trait else _trait_of(given)
-    fit, held_out = _pairs(spec, trait)
+    fit, held_out = _pairs(spec, trait, given)
     if given is None and not fit:
         raise BadSpec(
             "there is nothing to audit: neither a trait, nor contrast pairs, nor a "
@@ -94,10 +100,36 @@ def gather(
             remedy=f"Give --trait (one of {', '.join(texts.TRAITS)}), --pairs or "
             "--vector.",
         )
+    if given is not None and made_of(given, fit):
+        # Controls from the same pairs are read at the same tokens.
+        spec = replace(spec, position=given.provenance.position)
     dose, test = _prompts(spec, fit, held_out)
-    rivals = _rivals(lm, spec)
     probe = _probe(spec, trait)
-    return Inputs(spec, trait, tuple(fit), dose, test, probe, given, rivals)
+    return Inputs(spec, trait, tuple(fit), dose, test, probe, given, _rivals(spec))
+
+
+def gather(
+    lm: LanguageModel, spec: Spec, vector: SteeringVector | None = None
+) -> Inputs:
+    """What `read` reads, checked against the model, with the layer resolved.
+
+    Raises:
+        SteergaugeError: whatever is wrong with what was given.
+    """
+    inputs = read(spec, vector)
+    given, spec = inputs.given, inputs.spec
+    if given is not None:
+        given.check_fits(lm, other_model=spec.other_model)
+        spec = replace(spec, layer=_layer_of(spec, given))
+    elif spec.layer is None:
+        spec = replace(spec, layer=lm.num_layers // 2)
+    assert spec.layer is not None
+    lm.check_layer(spec.layer)
+    texts.uses_chat(lm, spec.chat)
+    for rival in inputs.rivals.values():
+        rival.check_fits(lm, other_model=spec.other_model)
+    dtype = str(lm.dtype).removeprefix("torch.")
+    return replace(inputs, spec=replace(spec, model=lm.name, dtype=dtype))
 
 
 def extract_or_load(lm: LanguageModel, inputs: Inputs, store: Store) -> SteeringVector:
@@ -172,14 +204,13 @@ def _made_controls(
     spec = inputs.spec
     found: dict[str, SteeringVector] = {}
     for j in range(spec.num_perpendicular):
-        perp = controls.perpendicular(vector, seed=spec.seed + j)
+        perp = controls.perpendicular(vector, seed=_seed(spec, "perp", j))
         parent = f"v + {perp.provenance.parent}"
         found[f"v_plus_perp[{j}]"] = controls.total(vector, perp, parent)
         found[f"perp[{j}]"] = perp
-    flips = spec.num_random // 2 if inputs.pairs else 0
+    flips = spec.num_random // 2 if len(inputs.pairs) >= FEWEST_PAIRS_TO_FLIP else 0
     for k in range(spec.num_random - flips):
-        # Seeds apart from those of the perpendicular directions.
-        seed = spec.seed + 10_000 + k
+        seed = _seed(spec, "random", k)
         found[f"random[{k}]"] = controls.random_direction(vector, seed=seed)
     if flips:
         drawn = controls.sign_flips(
@@ -187,7 +218,9 @@ def _made_controls(
         )
         found |= {f"sign_flip[{k}]": flipped for k, flipped in enumerate(drawn)}
     for name in _other_traits(inputs):
-        pairs = texts.trait(name).pairs(len(inputs.pairs), seed=spec.seed)
+        rest = texts.trait(name)
+        num = min(len(inputs.pairs), len(rest.all_pairs))
+        pairs = rest.pairs(num, seed=spec.seed)
         other = mean_difference(lm, pairs, _reader(spec)).vector
         found[f"other_trait[{name}]"] = controls.rescaled(other, vector)
     return found
@@ -203,6 +236,11 @@ def _other_traits(inputs: Inputs) -> list[str]:
 def _reader(spec: Spec) -> Reader:
     assert spec.layer is not None
     return Reader(spec.layer, Position(spec.position), spec.chat)
+
+
+def _seed(spec: Spec, family: str, index: int) -> int:
+    """A seed for each direction of each family; runs with other seeds share none."""
+    return int(texts.short_hash(f"{spec.seed} {family} {index}"), 16) >> 1
 
 
 def _file(store: Store, name: str) -> Path:
@@ -247,23 +285,38 @@ def _trait_of(vector: SteeringVector | None) -> Trait | None:
     return None
 
 
+def made_of(vector: SteeringVector, pairs: Sequence[ContrastPair]) -> bool:
+    """Whether the vector was extracted from these very pairs."""
+    origin = vector.provenance
+    return bool(pairs and origin.pairs) and origin.pairs == texts.pairs_hash(pairs)
+
+
 def _pairs(
-    spec: Spec, trait: Trait | None
+    spec: Spec, trait: Trait | None, given: SteeringVector | None
 ) -> tuple[list[ContrastPair], list[ContrastPair]]:
     """Pairs to extract from, and pairs held out as prompts of the test."""
     if spec.pairs:
         pairs = texts.read_pairs(spec.pairs)
+        if len(pairs) < 2:
+            raise BadPairs(
+                f"{spec.pairs} holds a single pair; its difference is that of two "
+                "texts, not of a trait.",
+                remedy="Give at least two pairs; 50 are usual.",
+            )
         if spec.prompts:
             return pairs, []
-        if len(pairs) < 4:
+        if len(pairs) < 6:
             raise BadPairs(
                 f"{spec.pairs} holds {len(pairs)} pairs; without --prompts half of "
-                "them are held out to test on, so at least 4 are needed.",
+                "them are held out to test on, so at least 6 are needed.",
                 remedy="Add pairs, or give neutral prompts with --prompts.",
             )
         return pairs[::2], pairs[1::2]
     if trait is None:
         return [], []
+    if given is not None and trait == _trait_of(given):
+        origin = given.provenance
+        return trait.pairs(origin.num_pairs, seed=origin.seed), []
     return trait.pairs(spec.num_pairs, seed=spec.seed), []
 
 
@@ -274,8 +327,10 @@ def _prompts(
     if spec.prompts:
         candidates = texts.read_prompts(spec.prompts)
     elif held_out:
+        # One side of each pair, in turn: the two are variants of one prompt, and a
+        # bootstrap over prompts takes them for independent ones.
         sides = [(pair.positive.prompt, pair.negative.prompt) for pair in held_out]
-        candidates = [prompt for pair in sides for prompt in pair]
+        candidates = [side[i % 2] for i, side in enumerate(sides)]
     else:
         candidates = list(texts.environment(spec.environment).prompts)
     seen = {text.prompt for pair in fit for text in (pair.positive, pair.negative)}
@@ -291,7 +346,7 @@ def _prompts(
     return tuple(dose), tuple(test)
 
 
-def _rivals(lm: LanguageModel, spec: Spec) -> dict[str, SteeringVector]:
+def _rivals(spec: Spec) -> dict[str, SteeringVector]:
     rivals: dict[str, SteeringVector] = {}
     for path in spec.against:
         name = Path(path).stem
@@ -301,7 +356,6 @@ def _rivals(lm: LanguageModel, spec: Spec) -> dict[str, SteeringVector]:
                 remedy="Rename one of the files; a report tells them apart by name.",
             )
         rivals[name] = load_vector(path)
-        rivals[name].check_fits(lm, other_model=spec.other_model)
     return rivals
 
 

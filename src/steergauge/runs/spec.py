@@ -58,7 +58,7 @@ class Spec:
         num_dose_prompts: prompts of the dose curve; never prompts of the test.
         samples: responses a prompt and arm.
         max_new_tokens: longest response.
-        temperature: of the sampling; 0 is greedy.
+        temperature: of the sampling, above 0.
         num_perpendicular: random directions v_perp.
         num_random: matched nulls, random and sign-flipped together.
         margin: of the equivalence of lifts, as a share of v's lift.
@@ -117,7 +117,6 @@ class Spec:
             "max_new_tokens": 1,
             "num_perpendicular": 1,
             "num_random": 1,
-            "temperature": 0,
             "seed": 0,
             "prompts_per_cell": 1,
             "batch_size": 1,
@@ -127,6 +126,12 @@ class Spec:
                 raise BadSpec(
                     f"{name} is {getattr(self, name)}; it must be at least {least}."
                 )
+        if not 0 < self.temperature < math.inf:
+            raise BadSpec(
+                f"temperature is {self.temperature}; an audit needs one above 0.",
+                cause="A greedy text has no distribution: its samples are all the "
+                "same, and its divergence says nothing of other texts.",
+            )
         if self.alpha is not None and (
             self.alpha == 0 or not math.isfinite(self.alpha)
         ):
@@ -201,7 +206,8 @@ def _typed(key: str, value: Any, hint: Any) -> Any:
     """`value` as its field's type, or BadSpec."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if tuple in {typing.get_origin(kind) for kind in kinds}:
-        items = value.split(",") if isinstance(value, str) else value
+        split = isinstance(value, str)
+        items = [part.strip() for part in value.split(",")] if split else value
         if isinstance(items, list | tuple) and all(isinstance(i, str) for i in items):
             return tuple(items)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):

@@ -1,0 +1,457 @@
+"""The verbs work on a real model; what is wrong ends in one block and exit code 2."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from steergauge import cli
+from steergauge.runs.store import Store
+from steergauge.vector import Site, SteeringVector, load_vector
+
+STORIES = Path(__file__).parents[1] / "../shared/models/stories260K"
+THINGS = ("ball", "cake", "tree", "dog", "boat", "car", "cat", "bird", "book", "hat")
+WORDS = {
+    "high": ["happy", "smiled", "fun", "love", "loved", "nice", "good", "glad", "joy"],
+    "low": ["sad", "cried", "scared", "angry", "hurt", "bad", "mean", "alone", "lost"],
+}
+VERBS = ("extract", "steer", "audit", "report", "demo")
+
+
+class Outcome:
+    """What one call of the command line did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, _plain(out), _plain(err)
+
+
+def _plain(text: str) -> str:
+    """The words alone, whatever the width of the terminal and the frames."""
+    return " ".join(re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|[│╭╮╰╯─━┃]", " ", text).split())
+
+
+@pytest.fixture
+def steergauge(monkeypatch, capsys):
+    """Calls `main()` as the console script does, in this process."""
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+    def call(*words: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["steergauge", *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Outcome(ended.value.code or 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    if not STORIES.is_dir():
+        pytest.skip("the model stories260K is not beside this checkout, in ../shared")
+    return STORIES
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, model) -> Path:
+    """A folder of good inputs, and of bad ones."""
+    folder = tmp_path_factory.mktemp("files")
+    rows = [
+        {"positive": f"Tim saw a {t}. He was happy", "negative": f"Tim saw a {t}."}
+        for t in THINGS
+    ]
+    lines = [json.dumps(row) for row in rows]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    (folder / "empty.jsonl").write_text("\n \n")
+    (folder / "broken.jsonl").write_text("\n".join([*lines[:2], "{nonsense", lines[3]]))
+    (folder / "one-sided.jsonl").write_text(
+        "\n".join([*lines[:4], '{"positive": "a"}', lines[3]])
+    )
+    prompts = [f"One day, Lily found a {t} and" for t in THINGS]
+    (folder / "prompts.txt").write_text("\n".join(prompts))
+    texts = {pole: [f"He said {w}." for w in words] for pole, words in WORDS.items()}
+    texts = {pole: [*listed, *listed[:3]] for pole, listed in texts.items()}
+    good = {**WORDS, "validation": texts}
+    (folder / "words.toml").write_text(tomli_w.dumps(good))
+    swapped = {"high": texts["low"], "low": texts["high"]}
+    (folder / "blind.toml").write_text(tomli_w.dumps(good | {"validation": swapped}))
+    small = {
+        "num_prompts": 4, "num_dose_prompts": 2, "samples": 1, "max_new_tokens": 6,
+        "num_perpendicular": 1, "num_random": 2,
+    }  # fmt: skip
+    (folder / "small.toml").write_text(tomli_w.dumps(small))
+    (folder / "misspelt.toml").write_text("num_promts = 4\n")
+    _vectors(folder)
+    _models(folder)
+    return folder
+
+
+def _vectors(folder: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    direction = torch.randn(64, generator=generator)
+    SteeringVector(direction, Site(2)).save(folder / "v.safetensors")
+    SteeringVector(direction, Site(9)).save(folder / "high.safetensors")
+    SteeringVector(torch.ones(65), Site(2)).save(folder / "wide.safetensors")
+    SteeringVector(1e-2 * direction, Site(2)).save(folder / "short.safetensors")
+    SteeringVector(torch.zeros(64), Site(2)).save(folder / "zero.safetensors")
+    content = (folder / "v.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(content[:-40])
+    with safe_open(folder / "v.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    direction[3] = torch.nan
+    save_file({"direction": direction}, folder / "nan.safetensors", metadata=metadata)
+    (folder / "text.safetensors").write_text("no safetensors at all")
+
+
+def _models(folder: Path) -> None:
+    (folder / "mute").mkdir()
+    for name in ("config.json", "model.safetensors", "generation_config.json"):
+        shutil.copyfile(STORIES / name, folder / "mute" / name)
+    (folder / "cut-model").mkdir()
+    for path in STORIES.iterdir():
+        shutil.copyfile(path, folder / "cut-model" / path.name)
+    weights = folder / "cut-model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    (folder / "no-model").mkdir()
+
+
+EXTRACT = "extract --model M --out {tmp}/new.safetensors"
+STEER = "steer --model M --prompt Once --max-new-tokens 3"
+AUDIT = "audit --model M --config {files}/small.toml --out {tmp}/run"
+WRONG = {
+    "a vector of the wrong width": (
+        STEER + " --vector {files}/wide.safetensors",
+        "ShapeMismatch",
+        ["65 wide", "64 wide"],
+    ),
+    "a vector of the wrong width in an audit": (
+        AUDIT + " --prompts {files}/prompts.txt --vector {files}/wide.safetensors",
+        "ShapeMismatch",
+        ["65 wide", "64 wide"],
+    ),
+    "NaN in a vector": (
+        STEER + " --vector {files}/nan.safetensors",
+        "NonFiniteVector",
+        ["1 of", "64 entries"],
+    ),
+    "a vector without a direction": (
+        STEER + " --vector {files}/zero.safetensors",
+        "ZeroVector",
+        ["zero"],
+    ),
+    "a truncated vector": (
+        STEER + " --vector {files}/cut.safetensors",
+        "CorruptVector",
+        ["cut.safetensors"],
+    ),
+    "a vector file of another kind": (
+        STEER + " --vector {files}/text.safetensors",
+        "CorruptVector",
+        ["text.safetensors"],
+    ),
+    "a vector file that is not there": (
+        STEER + " --vector {files}/none.safetensors",
+        "NoSuchFile",
+        ["none.safetensors"],
+    ),
+    "a vector of a layer out of range": (
+        STEER + " --vector {files}/high.safetensors",
+        "LayerOutOfRange",
+        ["layer 9", "0 to 4"],
+    ),
+    "a layer out of range": (
+        EXTRACT + " --pairs {files}/pairs.jsonl --layer 5",
+        "LayerOutOfRange",
+        ["layer 5", "0 to 4"],
+    ),
+    "a layer out of range in an audit": (
+        AUDIT + " --pairs {files}/pairs.jsonl --layer 17",
+        "LayerOutOfRange",
+        ["layer 17", "0 to 4"],
+    ),
+    "an empty pairs file": (
+        EXTRACT + " --pairs {files}/empty.jsonl",
+        "BadPairs",
+        ["empty.jsonl", "empty"],
+    ),
+    "an empty pairs file in an audit": (
+        AUDIT + " --pairs {files}/empty.jsonl",
+        "BadPairs",
+        ["empty.jsonl", "empty"],
+    ),
+    "a malformed line of pairs": (
+        EXTRACT + " --pairs {files}/broken.jsonl",
+        "BadPairs",
+        ["line 3", "broken.jsonl", "nonsense"],
+    ),
+    "a line of pairs without one side": (
+        AUDIT + " --pairs {files}/one-sided.jsonl",
+        "BadPairs",
+        ["line 5", "negative"],
+    ),
+    "a pairs file that is not there": (
+        EXTRACT + " --pairs {files}/none.jsonl",
+        "NoSuchFile",
+        ["none.jsonl"],
+    ),
+    "a model without a tokenizer": (
+        "steer --model {files}/mute --prompt Once --vector {files}/v.safetensors",
+        "NoTokenizer",
+        ["mute"],
+    ),
+    "truncated weights": (
+        "steer --model {files}/cut-model --prompt Once --vector {files}/v.safetensors",
+        "CannotLoadModel",
+        ["cut-model"],
+    ),
+    "a folder without a model": (
+        "steer --model {files}/no-model --prompt Once --vector {files}/v.safetensors",
+        "CannotLoadModel",
+        ["config.json"],
+    ),
+    "a probe whose AUC is too low": (
+        AUDIT + " --pairs {files}/pairs.jsonl --probe {files}/blind.toml",
+        "ProbeRefused",
+        ["AUC of 0.00", "0.8"],
+    ),
+    "an alpha that makes logits non-finite": (
+        STEER + " --vector {files}/v.safetensors --alpha 1e38",
+        "NonFiniteLogits",
+        ["alpha = 1e+38", "layer 2"],
+    ),
+    "an alpha that makes logits non-finite in an audit": (
+        AUDIT
+        + " --prompts {files}/prompts.txt --vector {files}/v.safetensors --alpha 1e38",
+        "NonFiniteLogits",
+        ["1e+38"],
+    ),
+    "an alpha whose square overflows": (
+        STEER + " --vector {files}/short.safetensors --alpha 1e22",
+        "NonFiniteLogits",
+        ["alpha = 1e+22", "layer 2"],
+    ),
+    "an infinite alpha": (
+        STEER + " --vector {files}/v.safetensors --alpha inf",
+        "InputError",
+        ["inf"],
+    ),
+    "an unknown trait": (
+        EXTRACT + " --trait cheerfulness",
+        "BadTrait",
+        ["cheerfulness", "formality"],
+    ),
+    "an unknown trait in an audit": (
+        AUDIT + " --trait cheerfulness",
+        "BadTrait",
+        ["cheerfulness"],
+    ),
+    "an unknown scope": (
+        STEER + " --vector {files}/v.safetensors --scope everywhere",
+        "InputError",
+        ["everywhere", "generating"],
+    ),
+    "an unknown scope in an audit": (
+        AUDIT + " --pairs {files}/pairs.jsonl --scope everywhere",
+        "InputError",
+        ["everywhere"],
+    ),
+    "an unknown position": (
+        EXTRACT + " --pairs {files}/pairs.jsonl --position first",
+        "InputError",
+        ["first", "response-mean"],
+    ),
+    "no source of a vector": (AUDIT, "BadSpec", ["nothing to audit"]),
+    "no source of pairs": (EXTRACT, "BadSpec", ["--trait", "--pairs"]),
+    "two sources of pairs": (
+        EXTRACT + " --pairs {files}/pairs.jsonl --trait formality",
+        "BadSpec",
+        ["not both"],
+    ),
+    "an unknown key in a run file": (
+        "audit --model M --config {files}/misspelt.toml --out {tmp}/run",
+        "BadSpec",
+        ["num_promts", "num_prompts"],
+    ),
+    "an unknown preset": (AUDIT + " --preset huge", "BadSpec", ["huge", "quick"]),
+    "an unknown audit": (AUDIT + " --audits magic", "BadSpec", ["magic", "plumbing"]),
+    "an unknown precision": (
+        STEER + " --vector {files}/v.safetensors --dtype float7",
+        "Error",
+        ["float7"],
+    ),
+    "a strength of 0": (AUDIT + " --alpha 0", "BadSpec", ["alpha is 0"]),
+    "a folder that holds something else": (
+        "audit --model M --pairs {files}/pairs.jsonl --out {files}",
+        "StoreError",
+        ["something else"],
+    ),
+    "a file in the place of the folder": (
+        "audit --model M --pairs {files}/pairs.jsonl --out {files}/v.safetensors",
+        "StoreError",
+        ["something else"],
+    ),
+    "a report of no run": ("report {files}", "StoreError", ["findings.json"]),
+}
+
+
+@pytest.mark.parametrize("name", list(WRONG))
+def test_what_is_wrong_ends_in_one_readable_block_and_exit_code_2(
+    name, steergauge, files, tmp_path
+):
+    words, error, named = WRONG[name]
+    command = [
+        str(STORIES) if word == "M" else word.format(files=files, tmp=tmp_path)
+        for word in words.split()
+    ]
+    before = sorted(files.rglob("*"))
+    done = steergauge(*command)
+    assert done.code == 2, done.out + done.err
+    assert "Traceback" not in done.out + done.err
+    assert error in done.err
+    for word in named:
+        assert word in done.err, done.err
+    # Nothing was changed, and nothing half-done is left in the way of a next try.
+    assert sorted(files.rglob("*")) == before
+    assert not (tmp_path / "new.safetensors").exists()
+    if "non-finite" not in name:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typing_error_on_the_command_line_is_exit_code_2_too(steergauge, tmp_path):
+    for words in (["audit"], ["extract", "--layer", "two"], ["nonsense"]):
+        done = steergauge(*words)
+        assert done.code == 2
+        assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_that_names_its_options(verb, steergauge):
+    done = steergauge(verb, "--help")
+    assert done.code == 0
+    assert f"steergauge {verb}" in done.out
+    options = {
+        "extract": ["--out", "--model", "--trait", "--pairs", "--layer", "--position"],
+        "steer": ["--vector", "--prompt", "--alpha", "--compare", "--scope"],
+        "audit": ["--out", "--against", "--probe", "--preset", "--config", "--audits"],
+        "report": ["{folder}"],
+        "demo": ["--out", "--trait"],
+    }
+    for option in options[verb]:
+        assert option in done.out
+
+
+def test_the_verbs_are_listed(steergauge):
+    done = steergauge("--help")
+    assert done.code == 0
+    assert all(verb in done.out for verb in VERBS)
+
+
+def test_a_vector_is_extracted_and_says_what_to_do_next(steergauge, files, tmp_path):
+    path = tmp_path / "new.safetensors"
+    done = steergauge(
+        "extract", "--model", STORIES, "--pairs", files / "pairs.jsonl",
+        "--layer", "1", "--out", path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    vector = load_vector(path)
+    assert (vector.site.layer, vector.provenance.num_pairs) == (1, len(THINGS))
+    assert f"{vector.norm:.4g}" in done.out
+    assert "steergauge audit" in done.out
+    assert str(path) in done.out
+
+
+def test_steered_texts_stand_beside_the_unsteered_ones(steergauge, files):
+    words = ["steer", "--model", STORIES, "--vector", files / "v.safetensors",
+             "--prompt", "Once upon a time", "--max-new-tokens", "8",
+             "--alpha", "2", "--compare"]  # fmt: skip
+    first, again = steergauge(*words), steergauge(*words)
+    other = steergauge(*words, "--seed", "1")
+    assert first.code == again.code == other.code == 0
+    assert "unsteered" in first.out
+    assert "alpha = +2" in first.out
+    assert first.out == again.out != other.out
+    alone = steergauge(*words[:-1])
+    assert "unsteered" not in alone.out
+    assert "alpha = +2" in alone.out
+
+
+@pytest.fixture
+def audited(steergauge, files, tmp_path):
+    command = [
+        "audit", "--model", STORIES, "--pairs", files / "pairs.jsonl",
+        "--prompts", files / "prompts.txt", "--probe", files / "words.toml",
+        "--against", files / "v.safetensors", "--config", files / "small.toml",
+        "--layer", "2", "--out", tmp_path / "run",
+    ]  # fmt: skip
+    return steergauge(*command), tmp_path / "run", command
+
+
+def test_an_audit_prints_verdicts_and_reasons_and_writes_a_report(audited, steergauge):
+    done, folder, command = audited
+    assert done.code == 0, done.err
+    findings = Store(folder).findings()
+    for finding in findings.values():
+        assert str(finding.verdict) in done.out
+        assert _plain(finding.reasons[0])[:40] in done.out
+    assert set(findings) >= {"equivalence[against[v]]", "divergence[against[v]]"}
+    for name in ("run.toml", "findings.json", "generations.parquet"):
+        assert (folder / name).is_file()
+    assert "Not run" in done.out
+    report = folder / "report.html"
+    assert str(report) in done.out
+    content = report.read_text(encoding="utf-8")
+    assert "<html" in content
+    # The same command on a finished run prints the same verdicts at once, and a
+    # report that was lost is written again.
+    report.unlink()
+    again = steergauge(*command)
+    assert again.out == done.out
+    report.unlink()
+    (folder / "card.md").unlink()
+    rebuilt = steergauge("report", folder)
+    assert rebuilt.code == 0, rebuilt.err
+    assert report.read_text(encoding="utf-8") == content
+    assert (folder / "card.md").is_file()
+
+
+def test_another_command_does_not_go_on_with_the_run(audited, steergauge):
+    _, _, command = audited
+    done = steergauge(*command, "--seed", "3")
+    assert done.code == 2
+    assert "StoreError" in done.err
+    assert "seed" in done.err
+
+
+def test_a_runs_own_toml_repeats_it_in_another_folder(audited, steergauge, tmp_path):
+    _, folder, _ = audited
+    again = tmp_path / "again"
+    done = steergauge("audit", "--config", folder / "run.toml", "--out", again)
+    assert done.code == 0, done.err
+    name = "findings.json"
+    assert (again / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_console_script_ends_with_exit_code_2_and_no_traceback(files):
+    script = Path(sys.executable).with_name("steergauge")
+    done = subprocess.run(
+        [script, "steer", "--model", STORIES, "--prompt", "Once", "--vector",
+         files / "wide.safetensors"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert "65 wide" in _plain(done.stderr)
+    assert done.stderr.count("╭") == done.stderr.count("╰") == 1
