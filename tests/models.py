@@ -20,7 +20,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from steergauge.split import LanguageModel, load
+from steergauge.loading import load
+from steergauge.split import LanguageModel
 
 FAMILIES = (
     "llama",

@@ -17,7 +17,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from steergauge.split import LanguageModel, load
+from steergauge.loading import load
+from steergauge.split import LanguageModel
 from steergauge.vector import Site, SteeringVector
 
 HIGH = ("happy", "glad", "merry", "jolly", "sunny", "bright")

@@ -10,7 +10,8 @@ from tests.models import D_MODEL, NUM_LAYERS, borrowed, ids_and_mask, network, t
 
 from steergauge.hooks import editing, entering, recording
 from steergauge.intervention import Add
-from steergauge.split import LanguageModel, load
+from steergauge.loading import load
+from steergauge.split import LanguageModel
 from steergauge.vector import Site, SteeringVector
 
 BARE_AND_TUPLE = ("llama", "gptj")

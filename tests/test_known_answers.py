@@ -199,7 +199,7 @@ def test_only_the_continuation_is_scored_in_a_whole_run(tmp_path):
         probe=f"{tmp_path / 'probe.py'}:full",
         labelled=str(tmp_path / "l.jsonl"),
         alpha=1.0,
-        **SMALL | {"num_prompts": 8},
+        **SMALL | {"num_prompts": 8, "num_random": 20},
     )
     rows = run.store.generations()
     assert all(row["text"] for row in rows if row["num_tokens"] > 1)

@@ -10,7 +10,7 @@ from tests.models import D_MODEL, D_VOCAB, borrowed, ids_and_mask, network, tiny
 from tests.models import tokenizer as tiny_tokenizer
 
 from steergauge.errors import CannotLoadModel, InputError, ModelError, NoTokenizer
-from steergauge.split import fingerprint, load
+from steergauge.loading import fingerprint, load
 
 
 @pytest.fixture(scope="module")

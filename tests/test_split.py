@@ -22,8 +22,9 @@ from tests.models import (
 from transformers import DynamicCache, GPT2LMHeadModel
 
 from steergauge.errors import LayerOutOfRange, NotTheSuffix
+from steergauge.loading import load
 from steergauge.prompts import padded
-from steergauge.split import LanguageModel, load, positions
+from steergauge.split import LanguageModel, positions
 
 SAME_KERNELS = 1e-5
 """The same kernels on the same numbers: 0.0 is what is measured. A BLAS may sum in

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from steergauge.generation import generate as generate
     from steergauge.intervention import Add as Add
     from steergauge.intervention import Scope as Scope
+    from steergauge.loading import load as load
     from steergauge.probes import Probe as Probe
     from steergauge.probes import load_probe as load_probe
     from steergauge.prompts import ContrastPair as ContrastPair
@@ -37,14 +38,14 @@ if TYPE_CHECKING:
     from steergauge.runs.execute import audit as audit
     from steergauge.runs.spec import Spec as Spec
     from steergauge.split import LanguageModel as LanguageModel
-    from steergauge.split import load as load
     from steergauge.vector import Site as Site
     from steergauge.vector import SteeringVector as SteeringVector
     from steergauge.vector import load_vector as load_vector
 
 _HOME = {
     "errors": ("SteergaugeError",),
-    "split": ("LanguageModel", "load"),
+    "split": ("LanguageModel",),
+    "loading": ("load",),
     "vector": ("Site", "SteeringVector", "load_vector"),
     "prompts": ("ContrastPair", "Text", "environment", "read_pairs", "trait"),
     "intervention": ("Add", "Scope"),

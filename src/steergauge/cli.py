@@ -6,35 +6,16 @@ traceback. Heavy imports happen inside the verbs, so that `--help` answers at on
 
 import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
-from rich.text import Text
 
 from steergauge.errors import BadSpec, NoSuchFile, SteergaugeError
+from steergauge.terminal import bars, err, error_block, out, show_run, show_texts
 
 if TYPE_CHECKING:
-    from steergauge.runs.execute import Run
     from steergauge.split import LanguageModel
-
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 app = typer.Typer(
     name="steergauge",
@@ -48,15 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-VERDICT_STYLE = {
-    "PASS": "bold green",
-    "EQUIVALENT": "bold green",
-    "FAIL": "bold red",
-    "DIFFERENT": "bold magenta",
-    "INCONCLUSIVE": "bold yellow",
-    "UNINFORMATIVE": "bold bright_black",
-}
 
 MODEL, WHERE, DRAWS, SIZES = "Model", "Where to read and write", "Sampling", "Sizes"
 Model = Annotated[
@@ -173,14 +145,14 @@ def extract(
     lm = _load(model, revision, dtype, device, trust_remote_code)
     chosen = lm.num_layers // 2 if layer is None else layer
     lm.check_layer(chosen)
-    with _bars() as bars:
-        bars.begin("pairs", len(given))
+    with bars() as shown:
+        shown.begin("pairs", len(given))
         extraction = mean_difference(
             lm,
             given,
             activations.Reader(chosen, rule, chat),
             seed=seed,
-            progress=bars.advance,
+            progress=shown.advance,
         )
     vector = extraction.vector
     vector.check_fits(lm)
@@ -245,8 +217,8 @@ def steer(
     loaded.check_fits(lm, other_model=other_model)
     steered = intervention.Add(loaded, alpha, chosen)
     arms = {"unsteered": None, "steered": steered} if compare else {"steered": steered}
-    with _bars() as bars:
-        bars.begin("texts", len(prompt) * samples * len(arms))
+    with bars() as shown:
+        shown.begin("texts", len(prompt) * samples * len(arms))
         texts = generation.generate(
             lm,
             prompt,
@@ -255,9 +227,9 @@ def steer(
             decoding=decoding,
             chat=chat,
             other_model=other_model,
-            progress=bars.advance,
+            progress=shown.advance,
         )
-    _show_texts(texts, alpha)
+    show_texts(texts, alpha)
 
 
 @app.command()
@@ -430,7 +402,7 @@ def demo(
         f"alpha = -1 ({chosen.low})": intervention.Add(vector, -1.0),
     }
     some = prompts.environment().prompts[:2]
-    _show_texts(generation.generate(lm, some, arms), None)
+    show_texts(generation.generate(lm, some, arms), None)
     out.rule("[bold]3. audit[/bold] the vector")
     spec = spec_from({}, trait=trait, vector=str(path))
     _audit(spec, folder / chosen.name, lm=lm)
@@ -445,17 +417,19 @@ def main() -> None:
     try:
         app()
     except SteergaugeError as error:
-        err.print(_block(error))
+        err.print(error_block(error))
         sys.exit(2)
     except OSError as error:
-        err.print(_block(NoSuchFile(f"a file cannot be read or written: {error}.")))
+        err.print(
+            error_block(NoSuchFile(f"a file cannot be read or written: {error}."))
+        )
         sys.exit(2)
     except RuntimeError as error:
         if "out of memory" not in str(error).lower():
             raise
         remedy = "Use a smaller --batch-size, another --dtype, or --device cpu."
         err.print(
-            _block(SteergaugeError("the device is out of memory.", remedy=remedy))
+            error_block(SteergaugeError("the device is out of memory.", remedy=remedy))
         )
         sys.exit(2)
 
@@ -475,12 +449,12 @@ def _audit(
         spec.model, spec.revision, spec.dtype, device, spec.trust_remote_code
     )
     try:
-        with _bars() as bars:
-            run = run_audit(model, out=folder, spec=spec, progress=bars)
+        with bars() as shown:
+            run = run_audit(model, out=folder, spec=spec, progress=shown)
     except KeyboardInterrupt:
         err.print("Stopped. The same command goes on where it was.")
         raise
-    _show_run(run)
+    show_run(run)
     out.print(f"Report: [bold]{run.report()}[/bold]")
 
 
@@ -490,7 +464,7 @@ def _load(
     with err.status(f"loading {model}"):
         from transformers.utils import logging
 
-        from steergauge.split import load
+        from steergauge.loading import load
 
         logging.disable_progress_bar()
         return load(
@@ -506,99 +480,3 @@ def _scope(name: str) -> Any:
     from steergauge.intervention import scope_named
 
     return scope_named(name)
-
-
-class _Bars:
-    """A progress bar a stage, with the time that is left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-
-    def begin(self, label: str, total: int) -> None:
-        self._task = self._progress.add_task(label, total=total)
-
-    def advance(self, num: int) -> None:
-        if self._task is not None:
-            self._progress.advance(self._task, num)
-
-
-@contextmanager
-def _bars() -> Generator[_Bars]:
-    columns = (
-        SpinnerColumn(finished_text="[green]✓"),
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err) as progress:
-        yield _Bars(progress)
-
-
-def _block(error: SteergaugeError) -> Panel:
-    """One readable block: what was found, the likeliest cause, what to do."""
-    lines = [Text(error.found)]
-    if error.cause:
-        lines.append(Text.assemble(("Likely cause  ", "bold"), error.cause))
-    if error.remedy:
-        lines.append(Text.assemble(("What to do    ", "bold"), error.remedy))
-    title = f"[bold red]{type(error).__name__}"
-    return Panel(Group(*lines), title=title, title_align="left", border_style="red")
-
-
-def _show_texts(texts: Any, alpha: float | None) -> None:
-    """Texts by prompt and sample, one arm under another."""
-    for index in sorted({text.index for text in texts}):
-        own = [text for text in texts if text.index == index]
-        table = Table(title=Text(own[0].prompt), title_justify="left", show_lines=True)
-        table.add_column("arm", style="bold", no_wrap=True)
-        table.add_column("text")
-        for text in sorted(own, key=lambda text: text.sample):
-            steered = alpha is not None and text.arm == "steered"
-            name = f"alpha = {alpha:+g}" if steered else text.arm
-            table.add_row(name, Text(text.text.strip()))
-        out.print(table)
-
-
-def _show_run(run: "Run") -> None:
-    """A table of verdicts, then why."""
-    facts = run.facts
-    table = Table(
-        title=f"{facts['model']}, block {facts['layer']} of {facts['num_layers']}, "
-        f"alpha = {facts['alpha']:+g} (step {facts['step']:.2f} of median ||h||)",
-        title_justify="left",
-    )
-    table.add_column("", no_wrap=True)
-    table.add_column("claim")
-    table.add_column("number [95 %]", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for finding in run.findings.values():
-        number = ""
-        if finding.estimate is not None:
-            seen = finding.estimate
-            number = f"{seen.value:+.3g} [{seen.low:+.3g}, {seen.high:+.3g}]"
-        verdict = Text(str(finding.verdict), VERDICT_STYLE[finding.verdict])
-        table.add_row(finding.code, Text(finding.claim), Text(number), verdict)
-    out.print(table)
-    for finding in run.findings.values():
-        name = finding.code + (f" {finding.subject}" if finding.subject else "")
-        out.print(Text(f"{name}: {' '.join(finding.reasons)}"), soft_wrap=False)
-        judged = finding.verdict not in ("UNINFORMATIVE", "FAIL")
-        for control in finding.controls:
-            if judged and not control.holds:
-                out.print(
-                    Text(f"   control {control.name} did not hold: {control.expected}"),
-                    style="yellow",
-                )
-    probe = facts["probe"]
-    if probe:
-        out.print(
-            f"Probe: {probe['name']}, AUC {probe['auc']:.2f} on "
-            f"{probe['num_labelled']} labelled texts.",
-            style="dim",
-        )
-    for line in facts["not_run"]:
-        out.print(Text(f"Not run: {line}"), style="dim")

@@ -5,7 +5,7 @@ and one column per prompt; an entry is a mean over the samples of that cell. Pro
 are the clusters: samples of one prompt are never treated as independent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,7 +36,11 @@ class Estimate:
 
 
 def two_way_bootstrap(
-    tables: Mapping[str, Table], *, num_draws: int = NUM_DRAWS, seed: int = 0
+    tables: Mapping[str, Table],
+    *,
+    fixed: Collection[str] = (),
+    num_draws: int = NUM_DRAWS,
+    seed: int = 0,
 ) -> dict[str, Draws]:
     """Bootstrap draws of every table's grand mean, with prompts resampled jointly.
 
@@ -46,6 +50,8 @@ def two_way_bootstrap(
 
     Args:
         tables: arrays (directions, prompts) by name, with the same prompts.
+        fixed: names of tables whose rows are no draws of a random direction, but all
+            that there are; they are not resampled.
         num_draws: how many resamples.
         seed: of the resampling.
 
@@ -59,7 +65,12 @@ def two_way_bootstrap(
     prompts = _resampling_weights(generator, num_draws, widths.pop())
     draws = {}
     for name, table in tables.items():
-        directions = _resampling_weights(generator, num_draws, table.shape[0])
+        rows = len(table)
+        directions = (
+            np.full((num_draws, rows), 1 / rows)
+            if name in fixed
+            else _resampling_weights(generator, num_draws, rows)
+        )
         draws[name] = ((directions @ table) * prompts).sum(1)
     return draws
 

@@ -16,7 +16,7 @@ and this number of tokens only.
 import math
 from collections.abc import Mapping
 
-from steergauge.audits.finding import Control, Finding, Verdict
+from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
 from steergauge.statistics import (
     Draws,
     Estimate,
@@ -64,7 +64,7 @@ def divergence(
         budget: largest K(v || v') / K(v || unsteered) that still counts as the same.
         seed: of the bootstrap.
     """
-    draws = two_way_bootstrap(divergences, seed=seed)
+    draws = two_way_bootstrap(divergences, fixed=FIXED_FAMILIES, seed=seed)
     effect = estimate(divergences["unsteered"], draws["unsteered"])
     seen = estimate(divergences[candidate], draws[candidate])
     num_prompts = divergences["unsteered"].shape[1]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from steergauge.audits.finding import Control, Finding, Verdict
+from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
 from steergauge.statistics import (
     Draws,
     Estimate,
@@ -66,7 +66,7 @@ def equivalence(
         margin: largest relative difference that still counts as the same.
         seed: of the bootstrap.
     """
-    draws = two_way_bootstrap(lifts, seed=seed)
+    draws = two_way_bootstrap(lifts, fixed=FIXED_FAMILIES, seed=seed)
     seen = _compare(lifts, draws, candidate, margin)
     num_prompts = lifts["v"].shape[1]
     verdict, reasons = _judge(seen, manipulation, num_prompts)

@@ -27,6 +27,11 @@ class Verdict(StrEnum):
     UNINFORMATIVE = "UNINFORMATIVE"
 
 
+FIXED_FAMILIES = ("other_trait",)
+"""Families of arms that are no draws of a random direction: the bootstrap resamples
+their prompts only."""
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """A condition whose answer is known in advance, and whether it came out so.

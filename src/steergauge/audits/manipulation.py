@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from steergauge.audits.finding import Control, Finding, Verdict
+from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
 from steergauge.statistics import (
     Estimate,
     Table,
@@ -48,7 +48,7 @@ def manipulation(
         seed: of the bootstrap.
         details: dose curve and the like, passed on to the finding.
     """
-    draws = two_way_bootstrap(lifts, seed=seed)
+    draws = two_way_bootstrap(lifts, fixed=FIXED_FAMILIES, seed=seed)
     lift = estimate(lifts["v"], draws["v"])
     nulls = np.concatenate(
         [lifts[name].mean(1) for name in ("random", "sign_flip") if name in lifts]

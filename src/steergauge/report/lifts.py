@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from steergauge.audits.finding import FIXED_FAMILIES
 from steergauge.report.words import family
 from steergauge.statistics import Estimate, Table, estimate, two_way_bootstrap
 
@@ -38,7 +39,7 @@ def lifts(
     if not scored or any(row["score"] is None for row in scored):
         return {}
     names, tables = _tables(_per_prompt(scored), np.sign(alpha))
-    draws = two_way_bootstrap(tables, seed=seed)
+    draws = two_way_bootstrap(tables, fixed=FIXED_FAMILIES, seed=seed)
     return {
         name: Lift(
             name,

@@ -1,0 +1,209 @@
+"""From an id, a folder or a model in memory to a `LanguageModel` whose law is proved."""
+
+import hashlib
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from steergauge import architectures
+from steergauge.errors import CannotLoadModel, InputError, ModelError, NoTokenizer
+from steergauge.hooks import form_of
+from steergauge.split import LanguageModel
+
+BUILTIN = {"builtin:organism": "organism/weights"}
+
+
+def load(
+    model: Any = "builtin:organism",
+    *,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """A language model whose split is proved.
+
+    Args:
+        model: a Hugging Face id, a local folder, `builtin:organism`, or a causal
+            language model already in memory.
+        tokenizer: needed only with a model in memory, or to replace the model's own.
+        revision: commit, tag or branch of a Hugging Face id.
+        dtype: compute precision of a model that is loaded; half-precision weights
+            are widened exactly.
+        device: default is a GPU where there is one, else the CPU.
+        trust_remote_code: run code that comes with the weights.
+
+    Raises:
+        CannotLoadModel: no such model, or its files are damaged.
+        NoTokenizer: the model has none.
+        UnknownArchitecture: its blocks were not found.
+        NotTheSuffix: the law does not hold on it.
+    """
+    name = model if isinstance(model, str) else _name_of(model)
+    if isinstance(model, str):
+        source = _source(model)
+        options = {"revision": revision, "trust_remote_code": trust_remote_code}
+        # In this order, for a misspelt id has no tokenizer either.
+        precision = _precision(dtype)
+        model = _load_model(source, name, options)
+        tokenizer = tokenizer or _load_tokenizer(source, name, options)
+        mark = fingerprint(model)
+        # Parameters only: rotary frequencies stay in float32 in every precision.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(precision)
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    else:
+        mark = fingerprint(model)
+    if tokenizer is None:
+        raise NoTokenizer(
+            f"{name} was given as a model in memory, without a tokenizer.",
+            remedy="Pass tokenizer=... beside it.",
+        )
+    if model.training:
+        raise ModelError(
+            f"{name} is in training mode, so dropout would make it random.",
+            remedy="Call model.eval() first.",
+        )
+    return _wrap(model, tokenizer, name, revision, mark)
+
+
+def _wrap(
+    model: Any, tokenizer: Any, name: str, revision: str | None, mark: str
+) -> LanguageModel:
+    blocks = architectures.blocks(model)
+    language_model = LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        revision=revision or getattr(model.config, "_commit_hash", None) or "",
+        fingerprint=mark,
+        blocks=blocks,
+        forms=_forms(model, blocks),
+    )
+    last = len(blocks) - 1
+    language_model.prove(sorted({0, last // 2, last}))
+    return language_model
+
+
+def _forms(model: Any, blocks: nn.ModuleList) -> tuple[int | None, ...]:
+    """How each block returns its stream, observed in one pass over one token."""
+    forms: dict[int, int | None] = {}
+
+    def observe(layer: int) -> Any:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            forms[layer] = form_of(output)
+
+        return hook
+
+    handles = [
+        block.register_forward_hook(observe(layer))
+        for layer, block in enumerate(blocks)
+    ]
+    try:
+        with torch.no_grad():
+            ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+            model(ids, attention_mask=torch.ones_like(ids))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(forms[layer] for layer in range(len(blocks)))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A short hash of shapes and sampled weights: the same for every copy of a model.
+
+    64 evenly spaced entries of every parameter, rounded to bfloat16, so that copies in
+    float32 and bfloat16 agree. `load` takes it of the weights as they are stored,
+    before they are converted to the precision that was asked for.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().flatten()
+        stride = max(1, flat.numel() // 64)
+        sampled = flat[::stride][:64].to(torch.bfloat16).float().cpu()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(sampled.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(model: str) -> str:
+    if model in BUILTIN:
+        return str(importlib.resources.files("steergauge") / BUILTIN[model])
+    looks_local = model.startswith((".", "/", "~")) or Path(model).is_dir()
+    if looks_local and not (Path(model).expanduser() / "config.json").is_file():
+        raise CannotLoadModel(
+            f"there is no model in the folder {model}: it has no config.json.",
+            remedy="Give a folder in Hugging Face's format, a Hugging Face id, or "
+            f"one of {', '.join(BUILTIN)}.",
+        )
+    return str(Path(model).expanduser()) if looks_local else model
+
+
+def _precision(name: str) -> torch.dtype:
+    known = {
+        str(dtype).removeprefix("torch."): dtype
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    }
+    if name not in known:
+        raise InputError(
+            f"there is no precision {name!r}.",
+            remedy=f"Choose from {', '.join(known)}.",
+        )
+    return known[name]
+
+
+def _load_model(source: str, name: str, options: dict[str, Any]) -> Any:
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source, dtype="auto", output_loading_info=True, **options
+        )
+    except Exception as error:
+        raise CannotLoadModel(
+            f"the model {name} could not be loaded: {_first_line(error)}",
+            cause="The id or folder is misspelt, the files are damaged, the model "
+            "needs a login or its own code, or there is no network.",
+            remedy="Check the name; for a gated model log in with `hf auth login`; "
+            "for code that comes with the weights add --trust-remote-code.",
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise CannotLoadModel(
+            f"the files of the model {name} lack {len(missing)} of its weights, such "
+            f"as {missing[0]}; transformers would fill them with random numbers.",
+            cause="The download is not complete, or it is no causal language model.",
+            remedy="Download or save it again, whole.",
+        )
+    return model.eval()
+
+
+def _load_tokenizer(source: str, name: str, options: dict[str, Any]) -> Any:
+    if Path(source).is_dir() and not any(
+        (Path(source) / file).is_file()
+        for file in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+    ):
+        raise _no_tokenizer(name, "the folder holds no tokenizer file.")
+    try:
+        return AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        raise _no_tokenizer(name, _first_line(error)) from error
+
+
+def _no_tokenizer(name: str, reason: str) -> NoTokenizer:
+    return NoTokenizer(
+        f"no tokenizer could be loaded for {name}: {reason}",
+        cause="The folder was saved without its tokenizer, or the name is misspelt.",
+        remedy="Save it there too, with tokenizer.save_pretrained(folder).",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _name_of(model: Any) -> str:
+    return getattr(model, "name_or_path", "") or type(model).__name__

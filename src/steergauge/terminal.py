@@ -1,0 +1,133 @@
+"""What the command line shows: progress bars, errors, texts and verdicts."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from steergauge.errors import SteergaugeError
+
+if TYPE_CHECKING:
+    from steergauge.runs.execute import Run
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+VERDICT_STYLE = {
+    "PASS": "bold green",
+    "EQUIVALENT": "bold green",
+    "FAIL": "bold red",
+    "DIFFERENT": "bold magenta",
+    "INCONCLUSIVE": "bold yellow",
+    "UNINFORMATIVE": "bold bright_black",
+}
+
+
+class Bars:
+    """A progress bar a stage, with the time that is left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def begin(self, label: str, total: int) -> None:
+        self._task = self._progress.add_task(label, total=total)
+
+    def advance(self, num: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, num)
+
+
+@contextmanager
+def bars() -> Generator[Bars]:
+    columns = (
+        SpinnerColumn(finished_text="[green]✓"),
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        yield Bars(progress)
+
+
+def error_block(error: SteergaugeError) -> Panel:
+    """One readable block: what was found, the likeliest cause, what to do."""
+    lines = [Text(error.found)]
+    if error.cause:
+        lines.append(Text.assemble(("Likely cause  ", "bold"), error.cause))
+    if error.remedy:
+        lines.append(Text.assemble(("What to do    ", "bold"), error.remedy))
+    title = f"[bold red]{type(error).__name__}"
+    return Panel(Group(*lines), title=title, title_align="left", border_style="red")
+
+
+def show_texts(texts: Any, alpha: float | None) -> None:
+    """Texts by prompt and sample, one arm under another."""
+    for index in sorted({text.index for text in texts}):
+        own = [text for text in texts if text.index == index]
+        table = Table(title=Text(own[0].prompt), title_justify="left", show_lines=True)
+        table.add_column("arm", style="bold", no_wrap=True)
+        table.add_column("text")
+        for text in sorted(own, key=lambda text: text.sample):
+            steered = alpha is not None and text.arm == "steered"
+            name = f"alpha = {alpha:+g}" if steered else text.arm
+            table.add_row(name, Text(text.text.strip()))
+        out.print(table)
+
+
+def show_run(run: "Run") -> None:
+    """A table of verdicts, then why."""
+    facts = run.facts
+    table = Table(
+        title=f"{facts['model']}, block {facts['layer']} of {facts['num_layers']}, "
+        f"alpha = {facts['alpha']:+g} (step {facts['step']:.2f} of median ||h||)",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("claim")
+    table.add_column("number [95 %]", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for finding in run.findings.values():
+        number = ""
+        if finding.estimate is not None:
+            seen = finding.estimate
+            number = f"{seen.value:+.3g} [{seen.low:+.3g}, {seen.high:+.3g}]"
+        verdict = Text(str(finding.verdict), VERDICT_STYLE[finding.verdict])
+        table.add_row(finding.code, Text(finding.claim), Text(number), verdict)
+    out.print(table)
+    for finding in run.findings.values():
+        name = finding.code + (f" {finding.subject}" if finding.subject else "")
+        out.print(Text(f"{name}: {' '.join(finding.reasons)}"), soft_wrap=False)
+        judged = finding.verdict not in ("UNINFORMATIVE", "FAIL")
+        for control in finding.controls:
+            if judged and not control.holds:
+                out.print(
+                    Text(f"   control {control.name} did not hold: {control.expected}"),
+                    style="yellow",
+                )
+    probe = facts["probe"]
+    if probe:
+        out.print(
+            f"Probe: {probe['name']}, AUC {probe['auc']:.2f} on "
+            f"{probe['num_labelled']} labelled texts.",
+            style="dim",
+        )
+    for line in facts["not_run"]:
+        out.print(Text(f"Not run: {line}"), style="dim")
