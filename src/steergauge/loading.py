@@ -1,4 +1,4 @@
-"""From an id, a folder or a model in memory to a `LanguageModel` whose law is proved."""
+"""From an id, a folder or a model in memory to a `LanguageModel` with a proved law."""
 
 import hashlib
 import importlib.resources

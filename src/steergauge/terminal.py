@@ -45,15 +45,18 @@ class Bars:
         self._task: TaskID | None = None
 
     def begin(self, label: str, total: int) -> None:
+        """A stage of `total` units begins."""
         self._task = self._progress.add_task(label, total=total)
 
     def advance(self, num: int) -> None:
+        """`num` more units of the stage are done."""
         if self._task is not None:
             self._progress.advance(self._task, num)
 
 
 @contextmanager
 def bars() -> Generator[Bars]:
+    """Progress bars on standard error while the `with` lasts."""
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<24}"),
