@@ -51,7 +51,7 @@ def test_entries_are_means_over_samples_in_the_order_of_prompts():
 
 
 def test_directions_of_a_family_are_rows_and_rivals_are_families_of_their_own():
-    columns = {arm: np.full(3, i) for i, arm in enumerate(ARMS)}
+    columns = {arm: np.full(3, float(i)) for i, arm in enumerate(ARMS)}
     tables = evidence.families(columns)
     assert set(tables) == {"unsteered", "v", "perp", "against[a]", "against[b]"}
     assert tables["perp"].tolist() == [[2, 2, 2], [3, 3, 3]]

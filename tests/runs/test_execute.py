@@ -173,48 +173,39 @@ class Died(BaseException):
 
 @pytest.mark.parametrize("after", [True, False], ids=["after", "before"])
 def test_a_run_that_dies_at_every_single_write_ends_with_the_same_bytes(
-    finished, inputs, tmp_path, monkeypatch, after
+    inputs, tmp_path, monkeypatch, after
 ):
-    """Dies after the first new file of every attempt, or before its second one."""
+    """Dies after so many new files, or before the next one gets its name."""
     replace, folder = Path.replace, tmp_path / "run"
-    deaths, made = 0, []
+    tiny = {"num_prompts": 3, "num_random": 1, "num_perpendicular": 1}
+    whole = run_in(tmp_path / "whole", inputs, **tiny)
+    written, allowed, deaths = [], 1, 0
 
     def dying(part, target):
-        if not after and made:
+        if not after and len(written) == allowed:
             raise Died
-        made.append(target)
+        written.append(target)
         replace(part, target)
-        if after:
+        if after and len(written) == allowed:
             raise Died
 
     monkeypatch.setattr(Path, "replace", dying)
-    kept: dict[str, int] = {}
     while True:
+        before = state(folder)
+        written.clear()
         try:
-            run_in(folder, inputs)
+            run_in(folder, inputs, **tiny)
             break
         except Died:
             deaths += 1
-            now = state(folder)
-            # Nothing that was finished is made again, but for controls, which are
-            # finished together.
-            cells = {n: t for n, t in kept.items() if n.startswith("cells/")}
-            assert all(now[name] == time for name, time in cells.items())
-            assert len(made) == 1, "an attempt that makes no progress"
-            kept = {name: t for name, t in now.items() if not name.endswith(".part")}
-            made.clear()
-            if any("controls" in name for name in now):
-                continue
-            if "vectors/v.safetensors" in kept:
-                # The controls are one piece of work: let them be made.
-                monkeypatch.setattr(Path, "replace", replace)
-                monkeypatch.setattr("steergauge.runs.execute.plan.dose_arms", _die)
-                with pytest.raises(Died):
-                    run_in(folder, inputs)
-                monkeypatch.undo()
-                monkeypatch.setattr(Path, "replace", dying)
-    assert deaths > 12
-    assert findings_of(folder) == findings_of(finished.store.folder)
+        now = state(folder)
+        kept = {n for n in before if n.startswith("cells/") and ".part" not in n}
+        assert all(now[name] == before[name] for name in kept)
+        # Work that is made together, as the controls are, needs several writes.
+        allowed = 1 if len(now) > len(before) else allowed + 1
+        assert allowed < 10
+    assert deaths > 15
+    assert findings_of(folder) == findings_of(whole.store.folder)
     assert not [name for name in state(folder) if name.endswith(".part")]
 
 
@@ -340,7 +331,8 @@ class IgnoresMask(LlamaForCausalLM):
 
 def test_failed_plumbing_overrules_every_other_finding(tmp_path):
     lm = borrowed(reinitialised(IgnoresMask(config("llama"))).eval())
-    (tmp_path / "p.txt").write_text("so\nlost in the old chair\nthen\na cat then a\n")
+    prompts = ["so", "lost in the old chair", "then", "a cat then a", "moon", "a lake"]
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
     texts = [json.dumps(f"so {i}") for i in range(10)]
     others = [json.dumps(str(i)) for i in range(10)]
     (tmp_path / "words.toml").write_text(
