@@ -52,36 +52,26 @@ def test_the_linter_would_see_an_import_that_goes_up(tmp_path):
     assert "Upside down" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import steergauge",
-        "import steergauge.errors",
-        "import steergauge.runs.spec",
-        "import steergauge.runs.store",
-        "import steergauge.audits.finding",
-        "import steergauge.report",
-        "import steergauge.cli",
-        "from steergauge import SteergaugeError, Spec, Finding, write_report",
-    ],
-)
-def test_what_needs_no_model_imports_no_torch(code):
-    heavy = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
-    assert python(f"{code}; {heavy}") == "[]"
+def test_what_needs_no_model_imports_no_torch():
+    modules = ["errors", "statistics", "runs.spec", "runs.store", "report", "cli"]
+    code = "".join(f"import steergauge.{name}\n" for name in modules)
+    code += "from steergauge import SteergaugeError, Spec, Finding, write_report\n"
+    code += f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+    assert python(code) == "[]"
 
 
-@pytest.mark.parametrize("words", [["--help"], ["audit", "--help"], []])
-def test_help_is_answered_without_torch(words):
+def test_help_is_answered_without_torch():
     code = (
         "import sys, contextlib\n"
-        f"sys.argv = ['steergauge', *{words}]\n"
         "from steergauge.cli import main\n"
-        "with contextlib.suppress(SystemExit):\n"
-        "    main()\n"
+        "for words in ([], ['--help'], ['audit', '--help']):\n"
+        "    sys.argv = ['steergauge', *words]\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        main()\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
     printed = python(code)
-    assert "Usage" in printed
+    assert printed.count("Usage") == 3
     assert printed.splitlines()[-1] == "[]"
 
 

@@ -132,6 +132,21 @@ def test_prompts_are_resampled_jointly_and_directions_independently():
     assert abs(np.corrcoef(draws["c"], draws["d"])[0, 1]) < 4 / math.sqrt(2000)
 
 
+def test_directions_that_are_all_there_are_are_not_resampled():
+    rng = np.random.default_rng(0)
+    directions = np.broadcast_to(rng.random((6, 1)), (6, 50))
+    prompts = rng.random((6, 50))
+    free = two_way_bootstrap({"": directions})[""]
+    held = two_way_bootstrap({"": directions}, fixed=[""])[""]
+    assert free.std() > 0.01
+    # Equal up to the rounding of a mean of six numbers.
+    assert np.abs(held - directions.mean()).max() < 1e-12
+    # What varies between prompts still does: as their mean over directions.
+    both = two_way_bootstrap({"": prompts, "mean": prompts.mean(0)[None]}, fixed=[""])
+    assert np.abs(both[""] - both["mean"]).max() < 1e-12
+    assert both[""].std() > 0.01
+
+
 def test_the_same_seed_gives_the_same_draws_and_another_does_not():
     table = np.random.default_rng(0).random((3, 20))
     first, again, other = (

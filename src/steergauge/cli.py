@@ -158,14 +158,15 @@ def extract(
     vector.check_fits(lm)
     vector.save(vector_file)
     stream = vector.provenance.median_norm
-    out.print(f"[bold]{vector_file}[/bold]  mean difference of {len(given)} pairs")
+    # Paths are never wrapped: they are there to be copied.
+    head = f"[bold]{vector_file}[/bold]  mean difference of {len(given)} pairs"
+    out.print(head, soft_wrap=True)
     out.print(f"  site              {vector.site} of {lm.num_layers}, {position} token")
     out.print(f"  ||v||             {vector.norm:.4g}, sampling error of v "
               f"{extraction.standard_error:.2g}")  # fmt: skip
     out.print(f"  ||v||/median||h|| {vector.norm / stream:.2f}")
-    out.print(
-        f"Next: steergauge audit --model {model} --vector {vector_file} --out DIR"
-    )
+    command = f"steergauge audit --model {model} --vector {vector_file} --out DIR"
+    out.print(f"Next: {command}", soft_wrap=True)
 
 
 @app.command()
@@ -372,7 +373,7 @@ def report(
     """Write report.html and card.md of a finished run again."""
     from steergauge.report import write_report
 
-    out.print(f"[bold]{write_report(folder)}[/bold]")
+    out.print(f"[bold]{write_report(folder)}[/bold]", soft_wrap=True)
 
 
 @app.command()
@@ -455,7 +456,7 @@ def _audit(
         err.print("Stopped. The same command goes on where it was.")
         raise
     show_run(run)
-    out.print(f"Report: [bold]{run.report()}[/bold]")
+    out.print(f"Report: [bold]{run.report()}[/bold]", soft_wrap=True)
 
 
 def _load(

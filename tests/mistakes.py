@@ -1,0 +1,183 @@
+"""Every mistake that the command line must answer with one block and exit code 2.
+
+Per mistake the command, the error's name, and words that its text must hold. M stands
+for a real model, {files} for a folder of good and bad inputs, {tmp} for an empty one.
+"""
+
+EXTRACT = "extract --model M --out {tmp}/new.safetensors"
+STEER = "steer --model M --prompt Once --max-new-tokens 3"
+AUDIT = "audit --model M --config {files}/small.toml --out {tmp}/run"
+WRONG = {
+    "a vector of the wrong width": (
+        STEER + " --vector {files}/wide.safetensors",
+        "ShapeMismatch",
+        ["65 wide", "64 wide"],
+    ),
+    "a vector of the wrong width in an audit": (
+        AUDIT + " --prompts {files}/prompts.txt --vector {files}/wide.safetensors",
+        "ShapeMismatch",
+        ["65 wide", "64 wide"],
+    ),
+    "NaN in a vector": (
+        STEER + " --vector {files}/nan.safetensors",
+        "NonFiniteVector",
+        ["1 of", "64 entries"],
+    ),
+    "a vector without a direction": (
+        STEER + " --vector {files}/zero.safetensors",
+        "ZeroVector",
+        ["zero"],
+    ),
+    "a truncated vector": (
+        STEER + " --vector {files}/cut.safetensors",
+        "CorruptVector",
+        ["cut.safetensors"],
+    ),
+    "a vector file of another kind": (
+        STEER + " --vector {files}/text.safetensors",
+        "CorruptVector",
+        ["text.safetensors"],
+    ),
+    "a vector file that is not there": (
+        STEER + " --vector {files}/none.safetensors",
+        "NoSuchFile",
+        ["none.safetensors"],
+    ),
+    "a vector of a layer out of range": (
+        STEER + " --vector {files}/high.safetensors",
+        "LayerOutOfRange",
+        ["layer 9", "0 to 4"],
+    ),
+    "a layer out of range": (
+        EXTRACT + " --pairs {files}/pairs.jsonl --layer 5",
+        "LayerOutOfRange",
+        ["layer 5", "0 to 4"],
+    ),
+    "a layer out of range in an audit": (
+        AUDIT + " --pairs {files}/pairs.jsonl --layer 17",
+        "LayerOutOfRange",
+        ["layer 17", "0 to 4"],
+    ),
+    "an empty pairs file": (
+        EXTRACT + " --pairs {files}/empty.jsonl",
+        "BadPairs",
+        ["empty.jsonl", "empty"],
+    ),
+    "an empty pairs file in an audit": (
+        AUDIT + " --pairs {files}/empty.jsonl",
+        "BadPairs",
+        ["empty.jsonl", "empty"],
+    ),
+    "a malformed line of pairs": (
+        EXTRACT + " --pairs {files}/broken.jsonl",
+        "BadPairs",
+        ["line 3", "broken.jsonl", "nonsense"],
+    ),
+    "a line of pairs without one side": (
+        AUDIT + " --pairs {files}/one-sided.jsonl",
+        "BadPairs",
+        ["line 5", "negative"],
+    ),
+    "a pairs file that is not there": (
+        EXTRACT + " --pairs {files}/none.jsonl",
+        "NoSuchFile",
+        ["none.jsonl"],
+    ),
+    "a model without a tokenizer": (
+        "steer --model {files}/mute --prompt Once --vector {files}/v.safetensors",
+        "NoTokenizer",
+        ["mute"],
+    ),
+    "truncated weights": (
+        "steer --model {files}/cut-model --prompt Once --vector {files}/v.safetensors",
+        "CannotLoadModel",
+        ["cut-model"],
+    ),
+    "a folder without a model": (
+        "steer --model {files}/no-model --prompt Once --vector {files}/v.safetensors",
+        "CannotLoadModel",
+        ["config.json"],
+    ),
+    "a probe whose AUC is too low": (
+        AUDIT + " --pairs {files}/pairs.jsonl --probe {files}/blind.toml",
+        "ProbeRefused",
+        ["AUC of 0.00", "0.8"],
+    ),
+    "an alpha that makes logits non-finite": (
+        STEER + " --vector {files}/v.safetensors --alpha 1e38",
+        "NonFiniteLogits",
+        ["alpha = 1e+38", "layer 2"],
+    ),
+    "an alpha that makes logits non-finite in an audit": (
+        AUDIT
+        + " --prompts {files}/prompts.txt --vector {files}/v.safetensors --alpha 1e38",
+        "NonFiniteLogits",
+        ["1e+38"],
+    ),
+    "an alpha whose square overflows": (
+        STEER + " --vector {files}/short.safetensors --alpha 1e22",
+        "NonFiniteLogits",
+        ["alpha = 1e+22", "layer 2"],
+    ),
+    "an infinite alpha": (
+        STEER + " --vector {files}/v.safetensors --alpha inf",
+        "InputError",
+        ["inf"],
+    ),
+    "an unknown trait": (
+        EXTRACT + " --trait cheerfulness",
+        "BadTrait",
+        ["cheerfulness", "formality"],
+    ),
+    "an unknown trait in an audit": (
+        AUDIT + " --trait cheerfulness",
+        "BadTrait",
+        ["cheerfulness"],
+    ),
+    "an unknown scope": (
+        STEER + " --vector {files}/v.safetensors --scope everywhere",
+        "InputError",
+        ["everywhere", "generating"],
+    ),
+    "an unknown scope in an audit": (
+        AUDIT + " --pairs {files}/pairs.jsonl --scope everywhere",
+        "InputError",
+        ["everywhere"],
+    ),
+    "an unknown position": (
+        EXTRACT + " --pairs {files}/pairs.jsonl --position first",
+        "InputError",
+        ["first", "response-mean"],
+    ),
+    "no source of a vector": (AUDIT, "BadSpec", ["nothing to audit"]),
+    "no source of pairs": (EXTRACT, "BadSpec", ["--trait", "--pairs"]),
+    "two sources of pairs": (
+        EXTRACT + " --pairs {files}/pairs.jsonl --trait formality",
+        "BadSpec",
+        ["not both"],
+    ),
+    "an unknown key in a run file": (
+        "audit --model M --config {files}/misspelt.toml --out {tmp}/run",
+        "BadSpec",
+        ["num_promts", "num_prompts"],
+    ),
+    "an unknown preset": (AUDIT + " --preset huge", "BadSpec", ["huge", "quick"]),
+    "an unknown audit": (AUDIT + " --audits magic", "BadSpec", ["magic", "plumbing"]),
+    "an unknown precision": (
+        STEER + " --vector {files}/v.safetensors --dtype float7",
+        "Error",
+        ["float7"],
+    ),
+    "a strength of 0": (AUDIT + " --alpha 0", "BadSpec", ["alpha is 0"]),
+    "a folder that holds something else": (
+        "audit --model M --pairs {files}/pairs.jsonl --out {files}",
+        "StoreError",
+        ["something else"],
+    ),
+    "a file in the place of the folder": (
+        "audit --model M --pairs {files}/pairs.jsonl --out {files}/v.safetensors",
+        "StoreError",
+        ["something else"],
+    ),
+    "a report of no run": ("report {files}", "StoreError", ["findings.json"]),
+}
