@@ -13,9 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 jaxtyping.install_import_hook("steergauge", CHECKER)
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # One worker a core: more threads would only fight each other.
-    torch.set_num_threads(1)
+# One process a core: more threads would only fight each other.
+torch.set_num_threads(1)
 
 # The same examples on every machine, and no failure because a machine is busy.
 settings.register_profile(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tests.mistakes import WRONG
 
-from steergauge import cli
+from steergauge import cli, terminal
 from steergauge.runs.store import Store
 from steergauge.vector import Site, SteeringVector, load_vector
 
@@ -42,7 +42,9 @@ def _plain(text: str) -> str:
 @pytest.fixture
 def steergauge(monkeypatch, capsys):
     """Calls `main()` as the console script does, in this process."""
-    monkeypatch.setenv("COLUMNS", "400")
+    for console in (terminal.out, terminal.err):
+        # So wide that no word which a test looks for is broken.
+        monkeypatch.setattr(console, "width", 400)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
     def call(*words: object) -> Outcome:

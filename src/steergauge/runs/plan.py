@@ -119,7 +119,8 @@ def gather(
     inputs = read(spec, vector)
     given, spec = inputs.given, inputs.spec
     if given is not None:
-        given.check_fits(lm, other_model=spec.other_model)
+        strength = spec.alpha if spec.alpha is not None else 1.0
+        Add(given, strength).check_fits(lm, other_model=spec.other_model)
         spec = replace(spec, layer=_layer_of(spec, given))
     elif spec.layer is None:
         spec = replace(spec, layer=lm.num_layers // 2)
