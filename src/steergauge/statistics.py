@@ -62,20 +62,20 @@ def two_way_bootstrap(
     if len(widths) != 1 or 0 in widths:
         raise ValueError(f"tables need the same prompts, got widths {sorted(widths)}")
     generator = np.random.default_rng(seed)
-    prompts = _resampling_weights(generator, num_draws, widths.pop())
+    prompts = resampling_weights(generator, num_draws, widths.pop())
     draws = {}
     for name, table in tables.items():
         rows = len(table)
         directions = (
             np.full((num_draws, rows), 1 / rows)
             if name in fixed
-            else _resampling_weights(generator, num_draws, rows)
+            else resampling_weights(generator, num_draws, rows)
         )
         draws[name] = ((directions @ table) * prompts).sum(1)
     return draws
 
 
-def _resampling_weights(
+def resampling_weights(
     generator: np.random.Generator, num_draws: int, size: int
 ) -> Float[np.ndarray, "draws size"]:
     """How much each of `size` items counts in each resample; rows sum to 1.

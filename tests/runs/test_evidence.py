@@ -143,5 +143,6 @@ def test_the_largest_strength_up_to_which_both_directions_are_coherent_is_recomm
 
 def test_a_dose_is_plain_data():
     record = curve({1.0: 1.0, -1.0: 1.0}).doses[0].to_json()
-    assert set(record) == {"alpha", "step", "lift", "nats", "perplexity_ratio"}
+    known = {"alpha", "step", "lift", "nats", "perplexity_ratio", "perplexity_high"}
+    assert set(record) == known
     assert set(record["nats"]) == {"value", "low", "high", "level"}

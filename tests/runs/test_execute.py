@@ -262,7 +262,7 @@ def test_the_recommended_strength_is_coherent_and_is_the_one_tested(finished):
     worst: dict[float, float] = {}
     for dose in check["dose"]:
         size = abs(dose["alpha"])
-        worst[size] = max(worst.get(size, 0), dose["perplexity_ratio"])
+        worst[size] = max(worst.get(size, 0), dose["perplexity_high"])
     assert len(check["dose"]) == 8
     # The largest strength up to which every text is coherent, if there is one.
     coherent = [size for size in worst if worst[size] <= PERPLEXITY_LIMIT]

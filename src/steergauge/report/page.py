@@ -83,6 +83,7 @@ def render(
         if doses
         else [],
         coherent=not check or check.details.get("coherent", True),
+        coherent_in_test=not check or check.details.get("coherent_in_test", True),
         perplexity_limit=PERPLEXITY_LIMIT,
         samples=samples.samples(rows, counted),
         has_words=any(counted),

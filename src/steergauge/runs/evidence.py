@@ -14,7 +14,14 @@ from steergauge.generation import Arm
 from steergauge.probes import Probe
 from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
-from steergauge.statistics import Estimate, Table, estimate, two_way_bootstrap
+from steergauge.statistics import (
+    NUM_DRAWS,
+    Estimate,
+    Table,
+    estimate,
+    resampling_weights,
+    two_way_bootstrap,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,7 @@ class Dose:
         lift: of the probe score over unsteered; None without a probe.
         nats: sequence KL from unsteered.
         perplexity_ratio: perplexity under the unsteered model, over unsteered texts'.
+        perplexity_high: upper end of that ratio's interval over prompts.
     """
 
     alpha: float
@@ -34,6 +42,7 @@ class Dose:
     lift: Estimate | None
     nats: Estimate
     perplexity_ratio: float
+    perplexity_high: float
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -133,10 +142,31 @@ def dose_curve(
                 lift=None if lift is None else _alone(lift[i]),
                 nats=_alone(nats[i]),
                 perplexity_ratio=perplexity(scores, name) / base,
+                perplexity_high=_highest_ratio(scores, name),
             )
         )
     doses.sort(key=lambda dose: dose.alpha)
     return _recommend(tuple(doses))
+
+
+def _highest_ratio(scores: Rows, arm: str) -> float:
+    """Upper end of the interval of an arm's perplexity over the unsteered one."""
+    weights = resampling_weights(
+        np.random.default_rng(0), NUM_DRAWS, _num_prompts(scores)
+    )
+    logs = {}
+    for name in (arm, "unsteered"):
+        own = [row for row in scores if row["arm"] == name]
+        nll = per_prompt(own, "nll")[name]
+        tokens = per_prompt(own, "num_tokens")[name]
+        # Stretched weights can be negative, sums of tokens over prompts hardly.
+        logs[name] = (weights @ nll) / np.maximum(weights @ tokens, 1.0)
+    ratio = np.exp(np.minimum(logs[arm] - logs["unsteered"], 700.0))
+    return float(np.quantile(ratio, 0.975))
+
+
+def _num_prompts(rows: Rows) -> int:
+    return len({row["prompt_index"] for row in rows})
 
 
 def _alone(column: np.ndarray) -> Estimate:
@@ -145,11 +175,15 @@ def _alone(column: np.ndarray) -> Estimate:
 
 
 def _recommend(doses: tuple[Dose, ...]) -> DoseCurve:
-    """The largest |alpha| up to which both directions stay coherent."""
+    """The largest |alpha| up to which both directions are surely coherent.
+
+    The upper end of the ratio's interval is held against the limit, so that the texts
+    of the test, whose prompts are others, are coherent too.
+    """
     worst: dict[float, float] = {}
     for dose in doses:
         size = abs(dose.alpha)
-        worst[size] = max(worst.get(size, 0.0), dose.perplexity_ratio)
+        worst[size] = max(worst.get(size, 0.0), dose.perplexity_high)
     best = 0.0
     for size in sorted(worst):
         if worst[size] > PERPLEXITY_LIMIT:

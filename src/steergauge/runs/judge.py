@@ -110,7 +110,8 @@ def _behaviour(seen: Evidence) -> list[Finding]:
     details: dict[str, Any] = {
         "dose": [dose.to_json() for dose in seen.dose.doses],
         "recommended_alpha": seen.dose.recommended,
-        "coherent": max(ratios) <= PERPLEXITY_LIMIT,
+        "coherent": seen.dose.coherent,
+        "coherent_in_test": max(ratios) <= PERPLEXITY_LIMIT,
         "perplexity": perplexity,
     }
     probe, spec = seen.inputs.probe, seen.inputs.spec
