@@ -266,7 +266,10 @@ def test_the_recommended_strength_is_coherent_and_is_the_one_tested(finished):
     assert len(check["dose"]) == 8
     # The largest strength up to which every text is coherent, if there is one.
     coherent = [size for size in worst if worst[size] <= PERPLEXITY_LIMIT]
-    assert coherent
+    assert check["coherent"] == bool(coherent)
+    if not coherent:  # of so few prompts the interval is wide
+        assert facts["alpha"] == min(worst)
+        return
     assert facts["alpha"] in coherent
     assert all(
         worst[size] <= PERPLEXITY_LIMIT for size in worst if size <= facts["alpha"]
@@ -290,7 +293,7 @@ def test_coherence_is_judged_on_the_texts_of_the_test(finished):
         check["perplexity"][arm] / check["perplexity"]["unsteered"]
         for arm in ("v", "minus_v")
     ]
-    assert check["coherent"] == (max(ratios) <= PERPLEXITY_LIMIT)
+    assert check["coherent_in_test"] == (max(ratios) <= PERPLEXITY_LIMIT)
 
 
 def test_a_negative_alpha_promises_the_other_pole(inputs, tmp_path):
