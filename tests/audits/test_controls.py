@@ -17,6 +17,7 @@ from steergauge.audits.controls import (
     total,
 )
 from steergauge.errors import BadPairs
+from steergauge.extraction.mean_difference import mean_difference
 from steergauge.prompts import ContrastPair, Text
 from steergauge.vector import Provenance, Site, SteeringVector
 
@@ -119,9 +120,12 @@ def test_sign_flips_are_signed_means_of_the_pairs_differences(batch_size):
     flips = sign_flips(tiny("llama"), v, PAIRS, reader, num=30, batch_size=batch_size)
     basis = differences(reader)
     drawn = torch.stack([flip.direction for flip in flips]).double()
-    # Coordinates in the 8 differences: of the same size, half of them of either sign.
-    found = torch.linalg.lstsq(basis.T, drawn.T).solution.T
-    assert torch.allclose(found @ basis, drawn, atol=1e-4)
+    # Coordinates in the 8 differences, v being projected out: of the same size, half
+    # of them of either sign.
+    spanned = torch.cat([basis, v.direction[None].double()])
+    found = torch.linalg.lstsq(spanned.T, drawn.T).solution.T
+    assert torch.allclose(found @ spanned, drawn, atol=1e-4)
+    found = found[:, :-1]
     sizes = found.abs()
     assert torch.allclose(sizes, sizes[:, :1].expand_as(sizes), rtol=1e-3)
     assert ((found > 0).sum(1) == len(PAIRS) // 2).all()
@@ -144,11 +148,22 @@ def test_sign_flips_have_the_norm_of_v_and_mean_0():
     assert np.linalg.norm(mean) < 3 * v.norm / math.sqrt(num)
 
 
+def test_a_sign_flip_holds_nothing_of_v():
+    lm, reader = tiny("llama"), Reader(1)
+    v = mean_difference(lm, PAIRS, reader).vector
+    # Not vacuous: the differences that are flipped do hold v.
+    assert (differences(reader) @ v.direction.double()).mean() > 0.5 * v.norm**2
+    for flip in sign_flips(lm, v, PAIRS, reader, num=20):
+        along = float(flip.direction.double() @ v.direction.double()) / v.norm**2
+        assert abs(along) < 1e-6  # float32 directions
+
+
 def test_an_odd_pair_is_left_out_of_a_flip_another_one_each_time():
-    reader, odd = Reader(1), PAIRS[:7]
-    flips = sign_flips(tiny("llama"), vector(), odd, reader, num=30)
+    reader, odd, v = Reader(1), PAIRS[:7], vector()
+    flips = sign_flips(tiny("llama"), v, odd, reader, num=30)
     basis, drawn = differences(reader)[:7], torch.tensor(rows(flips))
-    found = torch.linalg.lstsq(basis.T, drawn.T).solution.T
+    spanned = torch.cat([basis, v.direction[None].double()])
+    found = torch.linalg.lstsq(spanned.T, drawn.T).solution.T[:, :-1]
     used = found.abs() > 1e-3 * found.abs().max()
     assert (used.sum(1) == 6).all()
     assert ((found > 0) & used).sum(1).tolist() == [3] * 30

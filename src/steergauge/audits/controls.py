@@ -2,9 +2,9 @@
 
 All have v's norm and site. *Random* directions ask whether any step of this length
 would do; *sign flips*, mean_i s_i (h(x_i+) - h(x_i-)) with half of the s_i = +1 and
-half -1, ask the same within the span of the very differences that made v, which
-isotropic directions nearly miss (arXiv 2608.24335); *perpendicular* ones are the
-v_perp of arXiv 2602.06801.
+half -1, less their part along v, ask the same within the span of the very differences
+that made v, which isotropic directions nearly miss (arXiv 2608.24335);
+*perpendicular* ones are the v_perp of arXiv 2602.06801.
 """
 
 from collections.abc import Sequence
@@ -52,9 +52,10 @@ def sign_flips(
 ) -> list[SteeringVector]:
     """`num` differences between two random halves of the pairs, of v's norm.
 
-    Exactly half of the signs are +1. With independent signs, sum s_i is not 0, so a
-    share of v itself stays in the mean; where pairs agree well it is all that stays,
-    and scaling to v's norm turns the "null" into v or -v.
+    Exactly half of the signs are +1, and what is left along v is projected out. With
+    independent signs, sum s_i is not 0 and a share of v itself stays in the mean; with
+    balanced ones, a share stays where some pairs show the trait more than others.
+    Scaling to v's norm would turn such a "null" into v or -v.
     """
     signs = _balanced_signs(num, len(pairs), seed)
     sums, done = torch.zeros(num, lm.d_model, dtype=torch.float64), 0
@@ -65,6 +66,8 @@ def sign_flips(
         differences = rows[: len(batch)] - rows[len(batch) :]
         sums += signs[:, done : done + len(batch)] @ differences
         done += len(batch)
+    unit = vector.direction.double() / vector.norm
+    sums = sums - torch.outer(sums @ unit, unit)
     least = float(torch.linalg.vector_norm(sums, dim=-1).min())
     if least <= 1e-6 * len(pairs) * vector.norm:
         raise BadPairs(
