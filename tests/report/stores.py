@@ -287,6 +287,7 @@ def _dose(scenario: Scenario, alpha: float) -> dict[str, Any]:
         "lift": interval(lift, 0.04) if scenario.probe else None,
         "nats": interval(3.0 * alpha**2, 0.2 * alpha**2),
         "perplexity_ratio": 1.0 + 0.3 * alpha**2,
+        "perplexity_high": 1.1 + 0.33 * alpha**2,
     }
 
 

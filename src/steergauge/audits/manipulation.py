@@ -89,7 +89,7 @@ def manipulation(
 def null_threshold(nulls: Float[np.ndarray, " nulls"]) -> float:
     """The smallest value that v must exceed for a rank p-value of at most 0.05.
 
-    The largest of 20 to 39 nulls, the second largest of 40 to 59, and so on. (An
+    The largest of 20 to 38 nulls, the second largest of 39 to 58, and so on. (An
     interpolated 95 % quantile of 20 lies below their largest: a test of level 0.095.)
     """
     if len(nulls) == 0:

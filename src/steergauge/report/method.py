@@ -108,8 +108,8 @@ def _vector(facts: Mapping[str, Any]) -> list[Entry]:
     cosines = {arm["name"]: arm["cosine"] for arm in facts["arms"]}
     how = METHODS.get(facts["method"], facts["method"]) or "not stated"
     chosen = (
-        "recommended by the dose curve: the largest strength at which the texts stay "
-        "coherent in both directions"
+        "recommended by the dose curve: the largest strength at which the texts are "
+        "surely coherent in both directions"
         if facts["alpha_was_recommended"]
         else "given by the user"
     )
