@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 RUN_TIME := $(VENV)/.run-time
 DEVELOPMENT := $(VENV)/.development
 
-.PHONY: demo test lint docs organism clean
+.PHONY: demo test lint docs organism calibration clean
 
 demo: $(RUN_TIME)
 	$(BIN)/steergauge demo --out demo
@@ -28,6 +28,9 @@ docs: $(DEVELOPMENT)
 
 organism: $(RUN_TIME)
 	$(BIN)/python -m steergauge.organism.recipe --out src/steergauge/organism/weights
+
+calibration: $(RUN_TIME)
+	$(BIN)/python -m steergauge.calibration docs/calibration.md
 
 $(RUN_TIME): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

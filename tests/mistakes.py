@@ -180,4 +180,19 @@ WRONG = {
         ["something else"],
     ),
     "a report of no run": ("report {files}", "StoreError", ["findings.json"]),
+    "printed tables in a folder that is not there": (
+        "paper-tables {files}/none",
+        "NoSuchFile",
+        ["no folder", "table1.csv"],
+    ),
+    "printed tables in a folder without any": (
+        "paper-tables {files} --markdown",
+        "NoSuchFile",
+        ["table1.csv does not exist"],
+    ),
+    "a file in the place of a folder of printed tables": (
+        "paper-tables {files}/pairs.jsonl",
+        "NoSuchFile",
+        ["no folder", "pairs.jsonl"],
+    ),
 }

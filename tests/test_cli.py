@@ -24,7 +24,7 @@ WORDS = {
     "high": ["happy", "smiled", "fun", "love", "loved", "nice", "good", "glad", "joy"],
     "low": ["sad", "cried", "scared", "angry", "hurt", "bad", "mean", "alone", "lost"],
 }
-VERBS = ("extract", "steer", "audit", "report", "demo")
+VERBS = ("extract", "steer", "audit", "report", "paper-tables", "demo")
 
 
 class Outcome:

@@ -216,8 +216,9 @@ def test_pairs_of_a_trait_are_drawn_without_replacement_by_seed(name):
     for pair in built_in.all_pairs:
         assert pair.positive != pair.negative
         assert "{" not in pair.positive.prompt + pair.negative.prompt
-    with pytest.raises(BadTrait, match=f"it has {len(built_in.all_pairs)}"):
-        built_in.pairs(len(built_in.all_pairs) + 1)
+    most = len(built_in.all_pairs)
+    with pytest.raises(BadTrait, match=f"it has {most}.*--num-pairs {most}"):
+        built_in.pairs(most + 1)
     with pytest.raises(BadTrait, match="0 contrast pairs"):
         built_in.pairs(0)
 
@@ -241,44 +242,3 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         trait("mood")
     with pytest.raises(BadPrompts, match=rf"no environment 'moon'.*{ENVIRONMENTS[0]}"):
         environment("moon")
-
-
-TRAIT = """
-name = "size"
-high = "big"
-low = "small"
-[pairs]
-positive = ["A big {topic}.", "One huge {topic}."]
-negative = ["A small {topic}.", "One tiny {topic}."]
-topics = ["house", "dog", "tree"]
-"""
-
-
-def test_a_trait_of_ones_own_is_every_template_with_every_topic(file):
-    own = trait(str(file(TRAIT, "size.toml")))
-    assert (own.name, own.high, own.low, dict(own.probe)) == (
-        "size",
-        "big",
-        "small",
-        {},
-    )
-    assert len(own.all_pairs) == 6
-    assert ContrastPair(Text("One huge dog."), Text("One tiny dog.")) in own.all_pairs
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        TRAIT.replace('name = "size"', ""),
-        TRAIT.replace("topics", "subjects"),
-        TRAIT.replace(', "One tiny {topic}."', ""),
-        TRAIT.replace("One tiny {topic}.", "One tiny house."),
-        TRAIT.replace('["house", "dog", "tree"]', '"house"'),
-        TRAIT.replace('["house", "dog", "tree"]', "[]"),
-        TRAIT.replace("[pairs]", "[pairs"),
-        "",
-    ],
-)
-def test_a_malformed_trait_file_is_refused(content, file):
-    with pytest.raises(BadTrait):
-        trait(str(file(content, "size.toml")))

@@ -12,9 +12,11 @@ from steergauge.statistics import (
     Estimate,
     auc,
     estimate,
+    fieller,
     intraclass_correlation,
     prompts_to_decide,
     rank_p,
+    reliability,
     tost,
     two_way_bootstrap,
 )
@@ -281,3 +283,94 @@ def test_intraclass_correlation_of_constants_is_0_and_of_single_values_unknown()
     assert intraclass_correlation(np.full((5, 4), 0.3)) == 0.0
     assert math.isnan(intraclass_correlation(np.zeros((1, 4))))
     assert math.isnan(intraclass_correlation(np.zeros((4, 1))))
+
+
+@pytest.mark.parametrize("icc", [0.1, 0.5])
+@pytest.mark.parametrize("num_samples", [1, 4, 10])
+def test_reliability_is_the_correlation_of_two_independent_means(icc, num_samples):
+    rng = np.random.default_rng(5)
+    between = rng.normal(0, math.sqrt(icc), (20_000, 1))
+    noise = rng.normal(0, math.sqrt(1 - icc), (2, 20_000, num_samples))
+    means = (between + noise).mean(-1)
+    # Standard error of r from 20000 pairs is at most 0.007; three.
+    seen = np.corrcoef(means)[0, 1]
+    assert abs(seen - reliability(icc, num_samples)) < 0.021
+
+
+def test_reliability_grows_from_the_icc_to_1_and_is_0_without_one():
+    grown = [reliability(0.3, num) for num in (1, 2, 4, 100, 10**6)]
+    assert grown[0] == 0.3
+    assert grown == sorted(grown)
+    assert grown[-1] == pytest.approx(1, abs=1e-5)
+    assert reliability(0.0, 10) == 0.0
+    assert reliability(1.0, 3) == 1.0
+
+
+def normal_draws(
+    rng: np.random.Generator, covariance: list[list[float]], num: int = 4000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws whose sample covariance is exactly the given one."""
+    drawn = rng.standard_normal((2, num))
+    drawn -= drawn.mean(1, keepdims=True)
+    whitened = np.linalg.solve(np.linalg.cholesky(np.cov(drawn)), drawn)
+    first, second = np.linalg.cholesky(np.array(covariance)) @ whitened
+    return first, second
+
+
+def test_fiellers_interval_agrees_with_a_hand_computation():
+    # 2 / 4 with variances .04 and .09, uncorrelated; z^2 = 3.8415. The ends solve
+    # (2 - 4 q)^2 = 3.8415 (.04 + .09 q^2): 15.6543 q^2 - 16 q + 3.8463 = 0.
+    draws = normal_draws(np.random.default_rng(0), [[0.04, 0.0], [0.0, 0.09]])
+    seen = fieller(2.0, 4.0, draws)
+    assert seen.value == 0.5
+    assert (seen.low, seen.high) == pytest.approx((0.38664, 0.63545), abs=1e-4)
+
+
+@given(
+    st.floats(-5, 5),
+    st.floats(2, 5),
+    st.floats(-0.9, 0.9),
+)
+def test_the_ends_of_fiellers_interval_are_just_significant(top, bottom, correlation):
+    covariance = [[0.04, 0.06 * correlation], [0.06 * correlation, 0.09]]
+    draws = normal_draws(np.random.default_rng(1), covariance, num=200)
+    seen = fieller(top, bottom, draws)
+    assert seen.low < seen.value < seen.high
+    for end in (seen.low, seen.high):
+        error = math.sqrt(0.04 - 2 * end * covariance[0][1] + end**2 * covariance[1][1])
+        z = abs(top - end * bottom) / error
+        assert z == pytest.approx(stats.norm.ppf(0.975), rel=1e-6)
+
+
+@pytest.mark.parametrize(("errors", "bounded"), [(2.1, True), (1.9, False)])
+def test_fiellers_interval_is_bounded_only_if_the_denominator_is_not_0(errors, bounded):
+    draws = normal_draws(np.random.default_rng(2), [[0.04, 0.0], [0.0, 0.09]])
+    seen = fieller(0.5, errors * 0.3, draws)
+    assert (seen.low is not None) == (seen.high is not None) == bounded
+    assert seen.value == pytest.approx(0.5 / (errors * 0.3))
+
+
+def test_fiellers_interval_of_a_ratio_to_exactly_0_does_not_exist():
+    draws = normal_draws(np.random.default_rng(2), [[0.04, 0.0], [0.0, 0.09]])
+    seen = fieller(0.5, 0.0, draws)
+    assert math.isnan(seen.value)
+    assert seen.low is seen.high is None
+
+
+@pytest.mark.parametrize("bottom", [1.0, 0.2])
+def test_fiellers_interval_covers_also_where_the_denominator_is_noisy(bottom):
+    rng = np.random.default_rng(6)
+    hits = unbounded = 0
+    for seed in range(NUM_SIMULATIONS):
+        shared = rng.normal(0, 0.5, (1, 50))
+        tables = {
+            "top": 0.5 * bottom + shared + rng.normal(0, 0.3, (1, 50)),
+            "bottom": bottom + shared + rng.normal(0, 0.3, (1, 50)),
+        }
+        draws = two_way_bootstrap(tables, num_draws=400, seed=seed)
+        means = [float(table.mean()) for table in tables.values()]
+        seen = fieller(*means, (draws["top"], draws["bottom"]))
+        unbounded += seen.low is None
+        hits += seen.low is None or seen.low <= 0.5 <= seen.high
+    assert hits / NUM_SIMULATIONS >= 0.95 - slack(0.95)
+    assert (unbounded > 0) == (bottom == 0.2)

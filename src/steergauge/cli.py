@@ -1,4 +1,4 @@
-"""The command line: the verbs `extract`, `steer`, `audit`, `report` and `demo`.
+"""The command line: every verb with its options, and how errors end.
 
 An error of ours is one readable block on standard error and exit code 2, never a
 traceback. Heavy imports happen inside the verbs, so that `--help` answers at once.
@@ -6,13 +6,38 @@ traceback. Heavy imports happen inside the verbs, so that `--help` answers at on
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from steergauge.errors import BadSpec, NoSuchFile, SteergaugeError
-from steergauge.terminal import bars, err, error_block, out, show_run, show_texts
+from steergauge.options import (
+    DRAWS,
+    MODEL,
+    SIZES,
+    WHERE,
+    Chat,
+    Device,
+    Dtype,
+    Layer,
+    Model,
+    Position,
+    Revision,
+    Scope,
+    Seed,
+    TrustRemoteCode,
+)
+from steergauge.terminal import (
+    bars,
+    err,
+    error_block,
+    out,
+    show_forecast,
+    show_run,
+    show_texts,
+)
 
 if TYPE_CHECKING:
     from steergauge.split import LanguageModel
@@ -29,77 +54,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-MODEL, WHERE, DRAWS, SIZES = "Model", "Where to read and write", "Sampling", "Sizes"
-Model = Annotated[
-    str,
-    typer.Option(
-        help="Hugging Face id, local folder, or builtin:organism.",
-        rich_help_panel=MODEL,
-    ),
-]
-Revision = Annotated[
-    str,
-    typer.Option(help="Commit, tag or branch of an id.", rich_help_panel=MODEL),
-]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="Compute precision: float32, bfloat16, float16.", rich_help_panel=MODEL
-    ),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        help="cpu, cuda, cuda:1, ... [dim]default: a GPU if there is one[/dim]",
-        show_default=False,
-        rich_help_panel=MODEL,
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Run code that comes with the weights.",
-        rich_help_panel=MODEL,
-    ),
-]
-Chat = Annotated[
-    bool | None,
-    typer.Option(
-        "--chat/--raw",
-        help="Prompts through the chat template, or as they are. "
-        "[dim]default: the template if there is one[/dim]",
-        show_default=False,
-        rich_help_panel=MODEL,
-    ),
-]
-Layer = Annotated[
-    int | None,
-    typer.Option(
-        help="Block (0-based) whose output is read and written. "
-        "[dim]default: the middle one[/dim]",
-        show_default=False,
-        rich_help_panel=WHERE,
-    ),
-]
-Position = Annotated[
-    str,
-    typer.Option(
-        help="Which token stands for a text of a pair: last, response-mean or "
-        "index:K, such as index:-2.",
-        rich_help_panel=WHERE,
-    ),
-]
-Scope = Annotated[
-    str,
-    typer.Option(
-        help="Positions that are steered: generating (last prompt token and all "
-        "generated ones), response, prompt or all.",
-        rich_help_panel=WHERE,
-    ),
-]
-Seed = Annotated[int, typer.Option(help="Of everything random.")]
 
 
 @app.command()
@@ -246,8 +200,12 @@ def audit(
         ),
     ] = None,
     trait: Annotated[
-        str | None,
-        typer.Option(help="Built-in trait, or a trait file: pairs, probe, controls."),
+        list[str] | None,
+        typer.Option(
+            help="Built-in trait, or a trait file: pairs, probe, controls. Given "
+            "several times: one run each, and a page of all. "
+            "[dim]paper: default all three[/dim]"
+        ),
     ] = None,
     pairs: Annotated[
         str | None,
@@ -278,6 +236,12 @@ def audit(
             "safety-style."
         ),
     ] = None,
+    environments: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated environments to extract from and to test on, crossed."
+        ),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="A run file (TOML), such as another run's run.toml."),
@@ -289,15 +253,42 @@ def audit(
             show_default=False,
         ),
     ] = None,
+    alphas: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated strengths at which v + v_perp is held against v."
+        ),
+    ] = None,
+    published_code: Annotated[
+        bool,
+        typer.Option(
+            "--published-code",
+            help="Also run the variant of the code of arXiv 2602.06801: read and "
+            "write one block apart, prompt scored with the text.",
+        ),
+    ] = False,
     preset: Annotated[
-        str, typer.Option(help="quick or standard.", rich_help_panel=SIZES)
+        str,
+        typer.Option(
+            help="quick, standard, or paper (all of arXiv 2602.06801).",
+            rich_help_panel=SIZES,
+        ),
     ] = "quick",
     audits: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: plumbing,manipulation,equivalence,divergence."
+            help="Comma-separated: plumbing,manipulation,equivalence,divergence,"
+            "replication,scale,logits,environments,reliability."
         ),
     ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the plan with its number of texts and tokens, and an estimate "
+            "of time and memory; run nothing.",
+        ),
+    ] = False,
     num_pairs: Annotated[
         int | None, typer.Option(help="Pairs of the trait.", rich_help_panel=SIZES)
     ] = None,
@@ -312,6 +303,10 @@ def audit(
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="Above 0.", rich_help_panel=SIZES)
+    ] = None,
+    num_perpendicular: Annotated[
+        int | None,
+        typer.Option(help="Random directions v_perp.", rich_help_panel=SIZES),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows at once.", rich_help_panel=SIZES)
@@ -351,19 +346,28 @@ def audit(
     from steergauge.runs import spec as specs
 
     given = {
-        "model": model, "trait": trait, "pairs": pairs, "vector": vector,
+        "model": model, "trait": trait or None, "pairs": pairs, "vector": vector,
         "against": tuple(against) if against else None, "probe": probe,
         "labelled": labelled, "prompts": prompts, "environment": environment,
-        "alpha": alpha, "audits": audits, "num_prompts": num_prompts,
-        "num_pairs": num_pairs, "temperature": temperature,
-        "samples": samples, "max_new_tokens": max_new_tokens, "layer": layer,
-        "batch_size": batch_size, "position": position, "scope": scope, "chat": chat,
-        "revision": revision, "dtype": dtype, "seed": seed,
-        "trust_remote_code": trust_remote_code or None,
+        "environments": environments, "alpha": alpha, "alphas": alphas,
+        "audits": audits, "num_prompts": num_prompts, "num_pairs": num_pairs,
+        "temperature": temperature, "samples": samples,
+        "num_perpendicular": num_perpendicular, "max_new_tokens": max_new_tokens,
+        "layer": layer, "batch_size": batch_size, "position": position,
+        "scope": scope, "chat": chat, "revision": revision, "dtype": dtype,
+        "seed": seed, "trust_remote_code": trust_remote_code or None,
         "other_model": other_model or None,
+        "published_code": published_code or None,
     }  # fmt: skip
     table = specs.read_spec(config) if config else {}
-    _audit(specs.spec_from(table, preset=preset, **given), folder, device=device)
+    wanted = specs.specs_from(table, preset=preset, **given)
+    if dry_run:
+        from steergauge.runs.estimate import forecast
+
+        for name, spec in wanted.items():
+            show_forecast(name, forecast(spec, device=device))
+    else:
+        _audit(wanted, folder, device=device)
 
 
 @app.command()
@@ -374,6 +378,30 @@ def report(
     from steergauge.report import write_report
 
     out.print(f"[bold]{write_report(folder)}[/bold]", soft_wrap=True)
+
+
+@app.command()
+def paper_tables(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A folder with table1.csv, table2.csv and table3.csv of another "
+            "study. [dim]default: the paper's own[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="All statements, as Markdown.")
+    ] = False,
+) -> None:
+    """What the printed tables of arXiv 2602.06801 say by themselves; no model."""
+    from steergauge.paper import page, printed
+
+    said = page.sections(printed.read_tables(folder or printed.FOLDER))
+    if markdown:
+        typer.echo(page.markdown(said), nl=False)
+    else:
+        out.print(page.shown(said))
 
 
 @app.command()
@@ -406,7 +434,7 @@ def demo(
     show_texts(generation.generate(lm, some, arms), None)
     out.rule("[bold]3. audit[/bold] the vector")
     spec = spec_from({}, trait=trait, vector=str(path))
-    _audit(spec, folder / chosen.name, lm=lm)
+    _audit({chosen.name: spec}, folder / chosen.name, lm=lm)
 
 
 def main() -> None:
@@ -436,27 +464,38 @@ def main() -> None:
 
 
 def _audit(
-    spec: Any,
+    specs: Mapping[str, Any],
     folder: Path,
     *,
     lm: "LanguageModel | None" = None,
     device: str | None = None,
 ) -> None:
+    """One run in `folder`, or one each in folders of their own below it."""
+    from steergauge.report import write_report
     from steergauge.runs import plan
     from steergauge.runs.execute import audit as run_audit
+    from steergauge.runs.execute import audit_traits
 
-    plan.read(spec)  # What is wrong with the files is said before the model is loaded.
+    first, *rest = specs.values()
+    for spec in (first, *rest):
+        plan.read(spec)  # What is wrong with the files is said before loading.
     model = lm or _load(
-        spec.model, spec.revision, spec.dtype, device, spec.trust_remote_code
+        first.model, first.revision, first.dtype, device, first.trust_remote_code
     )
     try:
         with bars() as shown:
-            run = run_audit(model, out=folder, spec=spec, progress=shown)
+            if rest:
+                runs = audit_traits(model, specs, out=folder, progress=shown)
+            else:
+                runs = {"": run_audit(model, out=folder, spec=first, progress=shown)}
     except KeyboardInterrupt:
         err.print("Stopped. The same command goes on where it was.")
         raise
-    show_run(run)
-    out.print(f"Report: [bold]{run.report()}[/bold]", soft_wrap=True)
+    for name, run in runs.items():
+        if name:
+            out.rule(f"[bold]{name}[/bold]")
+        show_run(run)
+    out.print(f"Report: [bold]{write_report(folder)}[/bold]", soft_wrap=True)
 
 
 def _load(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from steergauge.cache import spread
 from steergauge.errors import InputError, NonFiniteLogits
 from steergauge.intervention import Intervention, edits
 from steergauge.prompts import Text, encode, padded
@@ -228,7 +229,7 @@ def _decode(
     """Response tokens of every row of one batch."""
     ids, mask = padded([row.prompt_ids for row in rows], device=lm.device)
     lengths = mask.sum(-1)
-    cache = _prefill(lm, rows, ids, mask)
+    cache = _prefill(lm, rows, ids, mask, how.max_new_tokens)
     ends = torch.tensor(sorted(end_tokens(lm)), device=lm.device)
     noise = Noise([row.noise_key for row in rows], lm.device)
     out: list[list[int]] = [[] for _ in rows]
@@ -266,7 +267,7 @@ def _decode(
 
 
 def _prefill(
-    lm: LanguageModel, rows: Sequence[_Row], ids: Tensor, mask: Tensor
+    lm: LanguageModel, rows: Sequence[_Row], ids: Tensor, mask: Tensor, room: int
 ) -> DynamicCache:
     """Keys and values of all tokens but the last: one pass per distinct prefix."""
     cache = DynamicCache(config=lm.model.config)
@@ -286,8 +287,7 @@ def _prefill(
         mask[heads].sum(-1),
     )
     lm.logits(head_ids, head_mask, edits=steering, cache=cache, keep=1)
-    members = [slots[row.prefill_key] for row in rows]
-    cache.batch_select_indices(torch.tensor(members, device=lm.device))
+    spread(cache, [slots[row.prefill_key] for row in rows], room=room)
     return cache
 
 

@@ -1,29 +1,29 @@
 """Texts that go in: contrast pairs (x+, x-), environments, traits, padding.
 
 A *trait* is data (`traits/*.toml`): contrast pairs from templates and topics, and a
-lexical probe. *Environments* are families of neutral prompts, shared by all traits.
+lexical probe. *Environments* are families of neutral prompts, shared by all traits; in
+each of them a trait may have contrast pairs of its own.
 A text is an instruction, or an instruction with a response; instructions go through
 the model's chat template where it has one, unless `chat=False`.
 """
 
 import hashlib
-import importlib.resources
-import itertools
 import json
 import random
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from steergauge import trait_files
 from steergauge.errors import BadPairs, BadPrompts, BadTrait, NoSuchFile
 from steergauge.split import LanguageModel
 from steergauge.types import Mask, TokenIds
 
-TRAITS = ("formality", "politeness", "humor")
+TRAITS = trait_files.TRAITS
 ENVIRONMENTS = ("in-distribution", "topic-shift", "genre-shift", "safety-style")
 
 
@@ -52,59 +52,113 @@ class Environment:
 
 
 @dataclass(frozen=True, slots=True)
+class TraitEnvironment:
+    """A trait in one environment: pairs to extract from, neutral prompts to test on."""
+
+    pairs: tuple[ContrastPair, ...]
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Trait:
-    """A trait with two poles; a positive alpha should move texts towards `high`."""
+    """A trait with two poles; a positive alpha should move texts towards `high`.
+
+    Attributes:
+        name: of the trait.
+        high: name of the pole of x+.
+        low: name of the pole of x-.
+        all_pairs: every contrast pair; some are drawn from them.
+        probe: table of a lexical probe; empty if it has none.
+        prompts: neutral prompts that come with it; empty means the built-in ones.
+        environments: by name; a trait that was loaded has in-distribution at least.
+    """
 
     name: str
     high: str
     low: str
     all_pairs: tuple[ContrastPair, ...]
     probe: Mapping[str, Any]
+    prompts: tuple[str, ...] = ()
+    environments: Mapping[str, TraitEnvironment] = field(
+        default_factory=lambda: MappingProxyType({})
+    )
 
-    def pairs(self, num: int = 50, *, seed: int = 0) -> list[ContrastPair]:
+    def pairs(
+        self, num: int = 50, *, seed: int = 0, environment: str = ""
+    ) -> list[ContrastPair]:
         """`num` contrast pairs, drawn without replacement in an order set by `seed`.
 
+        Args:
+            num: how many.
+            seed: of the draw.
+            environment: whose pairs are meant; the default is the trait's own.
+
         Raises:
-            BadTrait: the trait has fewer.
+            BadTrait: there are fewer, or no such environment.
         """
-        if not 1 <= num <= len(self.all_pairs):
+        there = self.all_pairs
+        if environment:
+            there = self.in_environment(environment).pairs
+        if not 1 <= num <= len(there):
+            where = f" in {environment}" if environment else ""
             raise BadTrait(
-                f"{num} contrast pairs of {self.name} were asked for, it has "
-                f"{len(self.all_pairs)}.",
-                remedy="Ask for another number (--num-pairs), or add templates or "
-                "topics to its file.",
+                f"{num} contrast pairs of {self.name}{where} were asked for, it has "
+                f"{len(there)}.",
+                remedy=f"Ask for {len(there)} or fewer (--num-pairs {len(there)}), or "
+                "add templates or topics to its file.",
             )
-        return random.Random(seed).sample(self.all_pairs, num)
+        return random.Random(seed).sample(there, num)
+
+    def in_environment(self, name: str) -> TraitEnvironment:
+        """Its pairs and prompts in the environment of that name.
+
+        Raises:
+            BadTrait: it has none.
+        """
+        if name not in self.environments:
+            raise BadTrait(
+                f"the trait {self.name} has no contrast pairs in the environment "
+                f"{name!r}.",
+                remedy=f"It has {', '.join(self.environments) or 'none'}; add "
+                f"[environments.{name}] to its file, or leave that environment out.",
+            )
+        return self.environments[name]
 
 
 def trait(name: str) -> Trait:
-    """A built-in trait by name, or one from a TOML file of the same form.
+    """A trait: built in by name, or from a file.
+
+    Args:
+        name: a built-in trait, a TOML file of the same form, or `prompts.json:NAME`
+            for a trait of the prompts published with arXiv 2602.06801. That file has
+            no probes and does not name the poles. Where its trait is one of ours
+            (`formality_updated` counts as formality), our poles and probe are taken.
 
     Raises:
         BadTrait: no such trait, or a malformed file.
+        NoSuchFile: the prompts.json cannot be read.
     """
-    builtin = name in TRAITS
-    path = _traits_folder() / f"{name}.toml" if builtin else Path(name)
-    if not builtin and not Path(name).is_file():
-        raise BadTrait(
-            f"there is no trait {name!r}.",
-            remedy=f"Built in are {', '.join(TRAITS)}; a file of your own is given by "
-            "its path.",
-        )
-    table = _toml(path, BadTrait)
+    table = trait_files.trait_table(name)
     try:
+        there = trait_files.environment_tables(table)
+        own = trait_files.texts_of(table, "prompts") if "prompts" in table else ()
         return Trait(
             name=table["name"],
             high=table["high"],
             low=table["low"],
             all_pairs=_pairs_of(table["pairs"]),
             probe=table.get("probe", {}),
+            prompts=own,
+            environments=MappingProxyType(
+                {where: _in_environment(entry) for where, entry in there.items()}
+            ),
         )
     except (KeyError, TypeError) as error:
         raise BadTrait(
             f"the trait file {name} has no usable entry {error}.",
             remedy="It needs name, high, low and [pairs] with positive, negative "
-            "(equally many templates) and topics; see the built-in files.",
+            "(equally many templates) and topics; [environments.NAME] may have these "
+            "too, and prompts. See the built-in files.",
         ) from error
 
 
@@ -114,20 +168,7 @@ def environment(name: str = "in-distribution") -> Environment:
     Raises:
         BadPrompts: no such environment.
     """
-    table = _toml(_traits_folder() / "environments.toml", BadPrompts)
-    if name not in table:
-        raise BadPrompts(
-            f"there is no environment {name!r}.",
-            remedy=f"There are {', '.join(table)}.",
-        )
-    entry = table[name]
-    prompts = [
-        _filled(template, topic)
-        for template, topic in itertools.product(entry["templates"], entry["topics"])
-    ]
-    prompts = list(dict.fromkeys(prompts))
-    random.Random(name).shuffle(prompts)
-    return Environment(name, tuple(prompts))
+    return Environment(name, trait_files.neutral_prompts(name))
 
 
 def read_pairs(path: str | Path) -> list[ContrastPair]:
@@ -258,43 +299,18 @@ def padded(
     return ids.to(device), mask.to(device)
 
 
-def _traits_folder() -> Path:
-    return Path(str(importlib.resources.files("steergauge") / "traits"))
+def _in_environment(table: Mapping[str, Any]) -> TraitEnvironment:
+    return TraitEnvironment(_pairs_of(table), trait_files.texts_of(table, "prompts"))
 
 
 def _pairs_of(table: Mapping[str, Any]) -> tuple[ContrastPair, ...]:
-    """Every template with every topic."""
-    lists = {key: table[key] for key in ("positive", "negative", "topics")}
-    for key, texts in lists.items():
-        good = isinstance(texts, list) and all(isinstance(text, str) for text in texts)
-        if not good or not texts:
-            raise TypeError(f"{key}: no list of texts")
-    if len(lists["positive"]) != len(lists["negative"]):
-        raise TypeError("positive and negative: they differ in number")
-    templates = list(zip(lists["positive"], lists["negative"], strict=True))
     return tuple(
-        ContrastPair(Text(_filled(plus, topic)), Text(_filled(minus, topic)))
-        for (plus, minus), topic in itertools.product(templates, lists["topics"])
+        ContrastPair(Text(plus), Text(minus))
+        for plus, minus in trait_files.text_pairs(table)
     )
 
 
-def _filled(template: str, topic: str) -> str:
-    if "{topic}" not in template:
-        raise TypeError(f"the template {template!r}: it has no {{topic}}")
-    return template.replace("{topic}", topic)
-
-
 Complaint = Callable[..., Exception]
-
-
-def _toml(path: Path, complaint: Complaint) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise complaint(
-            f"{path} is no readable TOML file: {error}.",
-            remedy="See the built-in files for the form.",
-        ) from error
 
 
 def _lines(path: str | Path, complaint: Complaint, thing: str) -> list[tuple[int, str]]:

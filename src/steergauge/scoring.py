@@ -22,7 +22,7 @@ from steergauge.intervention import Intervention, edits
 from steergauge.prompts import padded
 from steergauge.readout import kl_from, log_likelihood
 from steergauge.split import LanguageModel, positions
-from steergauge.types import Logits
+from steergauge.types import Logits, Mask, TokenIds
 
 LOGITS_AT_ONCE = 2**25
 """Most logits held per arm, 128 MB in float32; rows are scored in chunks below it."""
@@ -121,21 +121,41 @@ def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]
         yield _Chunk(ids, mask, lengths, width)
 
 
+def logits_of_arms(
+    lm: LanguageModel,
+    ids: TokenIds,
+    mask: Mask,
+    prompt_lengths: Tensor,
+    arms: Sequence[Intervention | None],
+    *,
+    keep: int,
+) -> Iterator[Logits]:
+    """For each arm the logits at the last `keep` positions, in the order of `arms`.
+
+    Args:
+        lm: the model.
+        ids: left-padded token ids.
+        mask: True at real tokens.
+        prompt_lengths: P of every row, (batch,).
+        arms: interventions; None is unsteered.
+        keep: how many positions.
+    """
+    layers = sorted({arm.site.layer for arm in arms if arm is not None})
+    streams = lm.streams(ids, mask, layers=layers) if layers else {}
+    where = positions(mask)
+    for arm in arms:
+        if arm is None or arm.is_identity:
+            yield lm.logits(ids, mask, keep=keep)
+        else:
+            layer = arm.site.layer
+            edit = edits([arm] * len(ids), where, mask, prompt_lengths)[layer]
+            yield lm.suffix(edit(streams[layer]), mask, layer=layer, keep=keep)
+
+
 def _logits_of_arms(
     lm: LanguageModel, chunk: _Chunk, arms: Sequence[Intervention | None]
 ) -> Iterator[Logits]:
-    """For each arm the logits that predict `chunk.targets`, in the order of `arms`."""
-    keep = chunk.width + 1
-    layers = sorted({arm.site.layer for arm in arms if arm is not None})
-    streams = lm.streams(chunk.ids, chunk.mask, layers=layers) if layers else {}
-    where = positions(chunk.mask)
-    for arm in arms:
-        if arm is None or arm.is_identity:
-            logits = lm.logits(chunk.ids, chunk.mask, keep=keep)
-        else:
-            layer = arm.site.layer
-            each = [arm] * len(chunk.ids)
-            edit = edits(each, where, chunk.mask, chunk.prompt_lengths)[layer]
-            stream = edit(streams[layer])
-            logits = lm.suffix(stream, chunk.mask, layer=layer, keep=keep)
+    """For each arm the logits that predict `chunk.targets`."""
+    rows, keep = (chunk.ids, chunk.mask, chunk.prompt_lengths), chunk.width + 1
+    for logits in logits_of_arms(lm, *rows, arms, keep=keep):
         yield logits[:, :-1]

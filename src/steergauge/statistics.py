@@ -135,8 +135,10 @@ def tost(reference: Draws, candidate: Draws, *, margin: float) -> Tost:
 def prompts_to_decide(differences: Float[np.ndarray, " prompts"], bound: float) -> int:
     """Prompts at which TOST with margin `bound` would decide with 80 % power.
 
-    n = 8.56 sigma^2 / bound^2 with sigma^2 the variance between prompts of the
-    difference L(v') - L(v), samples included, if there is no true difference.
+    n = 8.56 sigma^2 / bound^2 with sigma^2 the variance between prompts of what is
+    tested, such as L(v') - (1 - m) L(v), samples included, if there is no true
+    difference. Directions are taken as they are: their spread is not made smaller by
+    more prompts.
     """
     variance = float(np.var(differences, ddof=1)) if len(differences) > 1 else np.nan
     if not (bound > 0 and np.isfinite(variance)):
@@ -177,3 +179,51 @@ def intraclass_correlation(scores: Float[np.ndarray, "prompts samples"]) -> floa
     within = scores.var(axis=1, ddof=1).mean()
     total = between + (num_samples - 1) * within
     return float(max(0.0, (between - within) / total)) if total > 0 else 0.0
+
+
+def reliability(icc: float, num_samples: int) -> float:
+    """Reliability of a mean of `num_samples` samples (Spearman and Brown).
+
+    >>> reliability(0.5, 1), round(reliability(0.1, 10), 3)
+    (0.5, 0.526)
+    """
+    return num_samples * icc / (1 + (num_samples - 1) * icc)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A ratio of two means with Fieller's interval.
+
+    Attributes:
+        value: of the ratio.
+        low: lower end; None if the denominator cannot be told from 0, in which case
+            no bounded interval covers.
+        high: upper end, or None likewise.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def fieller(numerator: float, denominator: float, draws: tuple[Draws, Draws]) -> Ratio:
+    """Fieller's 95 % interval of a ratio of means (E. C. Fieller, JRSS B 16, 1954).
+
+    The set of ratios q for which numerator - q denominator is not significantly
+    different from 0: it never pretends that a denominator near 0 is known.
+
+    Args:
+        numerator: its mean.
+        denominator: its mean.
+        draws: bootstrap draws of both, from the same resamples.
+    """
+    (v11, v12), (_, v22) = np.cov(np.stack(draws))
+    z2 = float(stats.norm.ppf(0.975)) ** 2
+    a = denominator**2 - z2 * v22
+    b = numerator * denominator - z2 * v12
+    c = numerator**2 - z2 * v11
+    value = numerator / denominator if denominator else float("nan")
+    root = b * b - a * c
+    if a <= 0 or root < 0:
+        return Ratio(value, None, None)
+    return Ratio(value, float((b - np.sqrt(root)) / a), float((b + np.sqrt(root)) / a))

@@ -22,6 +22,7 @@ from rich.text import Text
 from steergauge.errors import SteergaugeError
 
 if TYPE_CHECKING:
+    from steergauge.runs.estimate import Forecast
     from steergauge.runs.execute import Run
 
 out = Console(highlight=False)
@@ -34,6 +35,8 @@ VERDICT_STYLE = {
     "DIFFERENT": "bold magenta",
     "INCONCLUSIVE": "bold yellow",
     "UNINFORMATIVE": "bold bright_black",
+    "EXPLAINED BY GEOMETRY": "bold cyan",
+    "NONLINEAR": "bold yellow",
 }
 
 
@@ -95,6 +98,42 @@ def show_texts(texts: Any, alpha: float | None) -> None:
         out.print(table)
 
 
+def show_forecast(name: str, seen: "Forecast") -> None:
+    """What a run will do and cost, as a table."""
+    size = seen.size
+    table = Table(title=name or seen.model, title_justify="left", show_header=False)
+    table.add_column("", style="bold", no_wrap=True)
+    table.add_column("")
+    memory = seen.weight_bytes + seen.cache_bytes + seen.logit_bytes
+    rows = {
+        "model": f"{seen.model}: {size.num_parameters / 1e9:.3g} billion parameters, "
+        f"d_model {size.d_model}",
+        "layer": f"{seen.layer} of {size.num_layers} (the middle one is "
+        f"{size.num_layers // 2})",
+        "arms": f"{seen.num_test_arms} in the test",
+        "texts": f"{seen.num_generations:,} to be generated",
+        "tokens": f"up to {seen.num_tokens_generated:,} generated, "
+        f"{seen.num_tokens_scored:,} scored",
+        "memory": f"{memory / 1e9:.1f} GB: weights {seen.weight_bytes / 1e9:.1f}, "
+        f"cache {seen.cache_bytes / 1e9:.1f}, logits {seen.logit_bytes / 1e9:.1f}",
+        "arithmetic": f"{seen.flops:.2g} FLOPs",
+        "time": f"about {_duration(seen.seconds)} on this device, whose matrix "
+        f"products were measured now at {seen.speed / 1e9:.3g} GFLOP/s; the order of "
+        "magnitude is meant, no more",
+    }
+    for key, value in rows.items():
+        table.add_row(key, value)
+    out.print(table)
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that gives a small number."""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 1):.0f} seconds"
+
+
 def show_run(run: "Run") -> None:
     """A table of verdicts, then why."""
     facts = run.facts
@@ -105,13 +144,13 @@ def show_run(run: "Run") -> None:
     )
     table.add_column("", no_wrap=True)
     table.add_column("claim")
-    table.add_column("number [95 %]", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("number\n[95 %]", no_wrap=True)
+    table.add_column("verdict", max_width=len("UNINFORMATIVE"))
     for finding in run.findings.values():
         number = ""
         if finding.estimate is not None:
             seen = finding.estimate
-            number = f"{seen.value:+.3g} [{seen.low:+.3g}, {seen.high:+.3g}]"
+            number = f"{seen.value:+.3g}\n[{seen.low:+.3g}, {seen.high:+.3g}]"
         verdict = Text(str(finding.verdict), VERDICT_STYLE[finding.verdict])
         table.add_row(finding.code, Text(finding.claim), Text(number), verdict)
     out.print(table)

@@ -4,18 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from tests.tables import ScoreTable
 
+from steergauge.audits.comparison import MINIMUM_PROMPTS, oriented
 from steergauge.audits.equivalence import (
     EXPECTATIONS,
     MARGIN,
-    MINIMUM_PROMPTS,
     equivalence,
-    oriented,
     without_probe,
 )
 from steergauge.audits.finding import Verdict
 from steergauge.audits.manipulation import manipulation
+from steergauge.calibration import ScoreTable
 
 PERPS = 5
 NO_STEPS = [0.0] * 20

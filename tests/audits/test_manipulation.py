@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from tests.tables import ScoreTable
 
 from steergauge.audits.finding import Verdict
 from steergauge.audits.manipulation import (
@@ -14,6 +13,7 @@ from steergauge.audits.manipulation import (
     null_threshold,
     without_probe,
 )
+from steergauge.calibration import ScoreTable
 from steergauge.statistics import intraclass_correlation, rank_p
 
 NO_STEPS = [0.0] * 20

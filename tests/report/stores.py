@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.report.experiments import Design
 
 from steergauge.audits import divergence, equivalence, manipulation
 from steergauge.audits.finding import Finding, Verdict
@@ -56,6 +57,8 @@ class Scenario:
         "plumbing", "manipulation", "equivalence", "divergence",
     )  # fmt: skip
     seed: int = 0
+    directions: Mapping[str, int] = field(default_factory=lambda: dict(DIRECTIONS))
+    experiments: Design | None = None
 
     @property
     def arms(self) -> list[str]:
@@ -64,8 +67,8 @@ class Scenario:
             name
             for family in self.pushes
             for name in (
-                [f"{family}[{k}]" for k in range(DIRECTIONS[family])]
-                if family in DIRECTIONS
+                [f"{family}[{k}]" for k in range(self.directions[family])]
+                if family in self.directions
                 else [family]
             )
         ]
@@ -218,6 +221,10 @@ def _findings(scenario: Scenario, rows: Rows) -> dict[str, Finding]:
     compared = _compared(scenario)
     found += [_equivalence(scenario, lifts, name, found[1]) for name in compared]
     found += [_divergence(scenario, name) for name in compared]
+    if scenario.experiments:
+        found += scenario.experiments.findings(
+            rows, scenario.alpha, found[1].verdict, seed=scenario.seed
+        )
     if scenario.plumbing is Verdict.FAIL:
         found[1:] = [
             replace(
@@ -227,13 +234,18 @@ def _findings(scenario: Scenario, rows: Rows) -> dict[str, Finding]:
             )
             for finding in found[1:]
         ]
-    kept = [finding for finding in found if finding.audit in scenario.audits]
+    kept = [
+        finding
+        for finding in found
+        if finding.audit in scenario.audits or scenario.experiments
+    ]
     return {finding.key: finding for finding in kept}
 
 
 def _compared(scenario: Scenario) -> dict[str, str]:
     rivals = {name: name for name in scenario.pushes if name.startswith("against[")}
-    return {"v_plus_perp": "", "perp": "v_perp alone", **rivals}
+    turned = {"v_turned": "v turned"} if "v_turned" in scenario.pushes else {}
+    return {"v_plus_perp": "", "perp": "v_perp alone", **turned, **rivals}
 
 
 def _plumbing(scenario: Scenario) -> Finding:
@@ -254,7 +266,11 @@ def _plumbing(scenario: Scenario) -> Finding:
 
 def _lifts(scenario: Scenario, rows: Rows) -> dict[str, Table]:
     sign = np.sign(scenario.alpha)
-    return {name: table * sign for name, table in evidence.lifts(rows).items()}
+    return {
+        name: table * sign
+        for name, table in evidence.lifts(rows).items()
+        if evidence.shares_noise_and_alpha(name)
+    }
 
 
 def _manipulation(scenario: Scenario, lifts: Mapping[str, Table]) -> Finding:
@@ -311,7 +327,7 @@ def _divergence(scenario: Scenario, family: str) -> Finding:
     rng = np.random.default_rng(scenario.seed)
     tables = {}
     for name, nats in scenario.nats.items():
-        shape = (DIRECTIONS.get(name, 1), scenario.num_prompts)
+        shape = (scenario.directions.get(name, 1), scenario.num_prompts)
         tables[name.partition("[")[0] if name.startswith("other") else name] = (
             nats * rng.gamma(8, 1 / 8, shape)
         )

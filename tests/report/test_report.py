@@ -6,65 +6,22 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.stores import ALL, NASTY, STRONG, write_store
+from tests.report.papers import PAPER, PAPER_NOTHING
+from tests.report.stores import ALL as PLAIN
+from tests.report.stores import NASTY, STRONG, write_store
+from tests.report.trees import LOADING, contrast, plain_text, tree
 
 from steergauge.audits.finding import Verdict
 from steergauge.errors import StoreError
 from steergauge.report import write_report
 from steergauge.report.headline import headline
-from steergauge.report.words import typeset
+from steergauge.report.words import typeset, verdict_style
 from steergauge.runs.store import Store
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
-LOADING = {"src", "href", "srcset", "data", "action", "poster", "background"}
-
-
-class Tree(HTMLParser):
-    """Tags, attributes and text, with every tag closed in its order."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self.marked: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "mark":
-            self.marked.append((dict(attrs)["class"] or "", ""))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag, f"</{tag}> closes another tag"
-
-    def handle_data(self, data) -> None:
-        if "style" not in self.open:
-            self.text.append(data)
-        if "mark" in self.open:
-            kind, text = self.marked[-1]
-            self.marked[-1] = (kind, text + data)
-
-
-def tree(page: str) -> Tree:
-    parsed = Tree()
-    parsed.feed(page)
-    parsed.close()
-    assert parsed.open == []
-    return parsed
-
-
-def plain_text(parsed: Tree) -> str:
-    return " ".join(" ".join(parsed.text).split())
+ALL = PLAIN | {"paper": PAPER, "paper nothing": PAPER_NOTHING}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +64,10 @@ def test_a_page_is_well_formed_with_one_main_heading_and_unique_ids(
     ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
     targets = {attrs.get("href") for tag, attrs in parsed.tags if tag == "a"}
-    assert {target for target in targets if target} <= {f"#{name}" for name in ids}
+    assert {target for target in targets if target} <= {
+        "paper.html",
+        *(f"#{name}" for name in ids),
+    }
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -117,7 +77,8 @@ def test_a_page_loads_nothing_and_runs_nothing(pages, name) -> None:
         assert tag not in {"script", "img", "iframe", "object", "embed", "link"}
         assert not any(key.startswith("on") for key in attrs), (tag, attrs)
         for key in LOADING & set(attrs):
-            assert (attrs[key] or "").startswith("#"), (tag, key, attrs[key])
+            assert tag == "a"
+            assert attrs[key] == "paper.html" or attrs[key].startswith("#")
     style = re.search(r"<style>(.*?)</style>", pages[name], re.S)
     assert style is not None
     assert "url(" not in style[1]
@@ -140,7 +101,7 @@ def test_every_verdict_number_interval_and_reason_is_on_page_and_card(
     card = (runs[name] / "card.md").read_text(encoding="utf-8")
     for found in Store(runs[name]).findings().values():
         cards = re.findall(
-            rf'<article class="card {found.verdict.lower()}"', pages[name]
+            rf'<article class="card {verdict_style(found.verdict)}"', pages[name]
         )
         assert cards
         for reason in found.reasons:
@@ -159,10 +120,10 @@ def test_every_verdict_number_interval_and_reason_is_on_page_and_card(
 
 def test_a_verdict_is_shown_by_word_and_icon_and_not_by_colour_alone(pages) -> None:
     icons = re.findall(
-        r'class="badge (\w+)"><i aria-hidden="true">(.)</i>(\w+)<', pages["strong"]
+        r'class="badge (\w+)"><i aria-hidden="true">(.)</i>([\w ]+)<', pages["strong"]
     )
     assert {word for _, _, word in icons} == {str(verdict) for verdict in Verdict}
-    assert all(colour == word.lower() for colour, _, word in icons)
+    assert all(colour == verdict_style(word) for colour, _, word in icons)
     assert len({icon for _, icon, _ in icons}) == len(Verdict)
 
 
@@ -188,6 +149,17 @@ def test_an_endless_word_is_cut_with_a_note(pages) -> None:
     assert "x" * 800 in pages["hostile"]
     assert "x" * 801 not in pages["hostile"]
     assert "and 4200 more characters" in pages["hostile"]
+
+
+def test_a_report_names_the_papers_page_if_and_only_if_there_is_one(
+    runs, pages
+) -> None:
+    there = {name: (folder / "paper.html").is_file() for name, folder in runs.items()}
+    assert set(there.values()) == {True, False}
+    for name, exists in there.items():
+        card = (runs[name] / "card.md").read_text(encoding="utf-8")
+        assert ('href="paper.html"' in pages[name]) is exists
+        assert ("`paper.html`" in card) is exists
 
 
 def test_hostile_names_stay_in_their_cell_of_the_card(runs) -> None:
@@ -314,18 +286,3 @@ def test_ink_and_ground_differ_enough_to_be_read(pages) -> None:
         assert len(pairs) > 16
         for ink, ground in pairs:
             assert contrast(colour[ink], colour[ground]) >= 4.5, (ink, ground)
-
-
-def contrast(first: str, second: str) -> float:
-    """The ratio of WCAG 2."""
-    darker, lighter = sorted((luminance(first), luminance(second)))
-    return (lighter + 0.05) / (darker + 0.05)
-
-
-def luminance(colour: str) -> float:
-    parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
-    linear = [
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-        for part in parts
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -74,13 +74,18 @@ def test_perplexity_is_the_exponential_of_nats_a_token():
     assert evidence.perplexity(given, "v") == pytest.approx(math.exp(1.0))
 
 
-def test_scores_are_added_to_the_rows_or_none_without_a_probe():
-    given = rows(lambda arm, *_: {"text": "so so" if arm == "v" else "zzz"})
-    for row in evidence.with_scores(given, PROBE):
-        count = 2 if row["arm"] == "v" else -1
-        assert row["score"] == pytest.approx(1 / (1 + math.exp(-count)))
-    assert {row["score"] for row in evidence.with_scores(given, None)} == {None}
-    assert "score" not in given[0]
+def test_score_arrays_have_directions_prompts_and_samples_in_order():
+    found = evidence.score_arrays(rows(lambda *cell: {"score": number(*cell)}))
+    assert found["v"].shape == (1, 3, 2)
+    assert found["perp"].shape == (2, 3, 2)
+    for arm, array in (("v", found["v"][0]), ("perp[1]", found["perp"][1])):
+        expected = [[number(arm, p, s) for s in range(2)] for p in range(3)]
+        assert array.tolist() == expected
+
+
+def test_rivals_are_no_family():
+    assert evidence.family("perp[3]") == "perp"
+    assert evidence.family("against[mine]") == "against[mine]"
 
 
 def curve(ratios: dict[float, float], *, probe=PROBE):
@@ -96,7 +101,8 @@ def curve(ratios: dict[float, float], *, probe=PROBE):
         lambda arm, *_: {"nll": 4 * math.log(2 * ratio.get(arm, 1.0)), "nats": 0.5},
         arms=tuple(arms),
     )
-    texts = evidence.with_scores(texts, probe)
+    scored = probe([row["text"] for row in texts]) if probe else [None] * len(texts)
+    texts = [row | {"score": score} for row, score in zip(texts, scored, strict=True)]
     return dose_curve(texts, scores, arms, step_unit=0.3)
 
 

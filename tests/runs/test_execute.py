@@ -14,7 +14,7 @@ from steergauge.audits.finding import Verdict
 from steergauge.errors import BadSpec, StoreError
 from steergauge.prompts import Text, encode
 from steergauge.runs.execute import audit
-from steergauge.runs.spec import AUDITS, PERPLEXITY_LIMIT, read_spec, spec_from
+from steergauge.runs.spec import CORE, PERPLEXITY_LIMIT, read_spec, spec_from
 from steergauge.vector import SteeringVector
 
 SMALL = {
@@ -105,8 +105,8 @@ def test_a_kept_text_is_its_tokens_decoded_and_its_score_the_probes(finished):
 
 def test_findings_are_those_that_were_asked_for_in_their_order(finished, inputs):
     audits = [finding.audit for finding in finished.findings.values()]
-    assert audits == sorted(audits, key=AUDITS.index)
-    assert set(audits) == set(AUDITS)
+    assert audits == sorted(audits, key=CORE.index)
+    assert set(audits) == set(CORE)
     folder = finished.store.folder.parent / "two"
     some = run_in(folder, inputs, audits=("divergence", "plumbing"))
     assert list(some.findings) == ["plumbing", "divergence", "divergence[v_perp alone]"]
@@ -220,7 +220,7 @@ def test_a_resumed_run_sees_the_vector_that_was_kept_not_the_one_in_memory(
     precise = planted.trait_vector().direction.double() * (1 + 1e-9)
     v = SteeringVector(precise, planted.trait_vector().site)
     whole = run_in(tmp_path / "whole", inputs, v)
-    monkeypatch.setattr("steergauge.runs.execute.plan.dose_arms", _die)
+    monkeypatch.setattr("steergauge.runs.execute.arms.dose_arms", _die)
     with pytest.raises(Died):
         run_in(tmp_path / "stopped", inputs, v)
     monkeypatch.undo()

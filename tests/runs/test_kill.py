@@ -142,7 +142,10 @@ def test_a_run_killed_again_and_again_ends_with_the_findings_of_one_left_alone(
 
 def test_ctrl_c_ends_a_run_with_one_sentence_and_code_130(spec, tmp_path):
     folder = tmp_path / "interrupted"
-    code, errors = stopped(spec, folder, lambda: len(cells(folder)) >= 2, signal.SIGINT)
+    # Long enough that it cannot end between two looks at its folder.
+    long = spec.with_name("long.toml")
+    long.write_text(spec.read_text().replace("samples = 1", "samples = 20"))
+    code, errors = stopped(long, folder, lambda: len(cells(folder)) >= 2, signal.SIGINT)
     assert code == 130
     assert "The same command goes on where it was." in errors
     assert "Traceback" not in errors

@@ -20,7 +20,7 @@ from steergauge.errors import (
 from steergauge.extraction.mean_difference import extract
 from steergauge.intervention import Scope
 from steergauge.prompts import TRAITS, environment, read_pairs, trait
-from steergauge.runs import plan
+from steergauge.runs import arms, plan
 from steergauge.runs.spec import Spec
 from steergauge.runs.store import Store
 from steergauge.vector import Site, SteeringVector
@@ -222,8 +222,8 @@ def test_a_vector_of_a_built_in_traits_pairs_is_known_again():
 def controls_of(folder, given, **fields):
     inputs = gathered(given, **fields)
     store = Store(folder)
-    v = plan.extract_or_load(tiny(LM), inputs, store)
-    return v, plan.control_vectors(tiny(LM), inputs, v, store), inputs, store
+    v = arms.extract_or_load(tiny(LM), inputs, store)
+    return v, arms.control_vectors(tiny(LM), inputs, v, store), inputs, store
 
 
 def families(found) -> dict[str, int]:
@@ -285,7 +285,7 @@ def test_controls_are_made_once_and_made_again_if_they_were_not_all_there(tmp_pa
     )
 
     def again():
-        return plan.control_vectors(tiny(LM), inputs, v, store)
+        return arms.control_vectors(tiny(LM), inputs, v, store)
 
     def times():
         return {p.name: p.stat().st_mtime_ns for p in store.vectors.iterdir()}
@@ -304,27 +304,27 @@ def test_controls_are_made_once_and_made_again_if_they_were_not_all_there(tmp_pa
 
 def test_arms_differ_by_their_vector_alone(tmp_path):
     v, found, inputs, _ = controls_of(tmp_path, vector(), scope="all", num_random=2)
-    arms = plan.test_arms(inputs.spec, -0.5, v, found)
-    assert set(arms) == {"unsteered", "v", "v_again", "minus_v", *found}
-    assert arms["unsteered"].intervention is None
-    assert {name: arm.noise for name, arm in arms.items() if arm.noise} == {
+    made = arms.test_arms(inputs.spec, -0.5, v, found)
+    assert set(made) == {"unsteered", "v", "v_again", "minus_v", *found}
+    assert made["unsteered"].intervention is None
+    assert {name: arm.noise for name, arm in made.items() if arm.noise} == {
         "v_again": 1
     }
-    for name, arm in arms.items():
+    for name, arm in made.items():
         if name != "unsteered":
             assert arm.intervention.alpha == (0.5 if name == "minus_v" else -0.5)
             assert arm.intervention.scope is Scope.ALL
     for name, control in {"v": v, "v_again": v, "minus_v": v, **found}.items():
-        assert arms[name].intervention.vector is control
+        assert made[name].intervention.vector is control
 
 
 @pytest.mark.parametrize(("alpha", "unit"), [(None, 1.0), (3.0, 3.0), (-3.0, 3.0)])
 def test_the_dose_curve_goes_both_ways_in_units_of_alpha(alpha, unit):
-    arms = plan.dose_arms(Spec(alpha=alpha), vector())
-    doses = [arm.intervention.alpha for arm in arms.values() if arm.intervention]
+    made = arms.dose_arms(Spec(alpha=alpha), vector())
+    doses = [arm.intervention.alpha for arm in made.values() if arm.intervention]
     wanted = [sign * unit * a for sign in (1, -1) for a in (0.25, 0.5, 1, 2)]
     assert sorted(doses) == sorted(wanted)
-    assert arms["unsteered"].intervention is None
+    assert made["unsteered"].intervention is None
 
 
 def test_hashes_change_with_the_contents_of_every_input(tmp_path):

@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from steergauge.errors import BadSpec
-from steergauge.runs.spec import AUDITS, PRESETS, Spec, read_spec, spec_from
+from steergauge.runs.spec import (
+    AUDITS,
+    PAPER_TRAITS,
+    PRESETS,
+    Spec,
+    read_spec,
+    spec_from,
+    specs_from,
+)
 
 CHANGED = Spec(
     model="some/model",
@@ -25,6 +33,11 @@ CHANGED = Spec(
     other_model=True,
     prompts="prompts.txt",
     environment="genre-shift",
+    environments=("in-distribution", "topic-shift"),
+    num_environment_prompts=31,
+    environment_samples=5,
+    alphas=(0.5, -2.0),
+    published_code=True,
     probe='odd "name".toml',
     labelled="l.jsonl",
     layer=0,
@@ -198,3 +211,51 @@ def test_the_smallest_possible_run_can_be_specified():
         audits=AUDITS[:1],
     )
     assert spec_from(spec.to_table()) == spec
+
+
+def test_the_paper_preset_is_the_papers_three_traits_unless_something_else_is_given():
+    assert list(specs_from({}, preset="paper")) == list(PAPER_TRAITS)
+    assert list(specs_from({}, preset="paper", trait=["humor"])) == ["humor"]
+    assert list(specs_from({}, preset="paper", pairs="mine.jsonl")) == [""]
+    assert list(specs_from({"vector": "v.safetensors"}, preset="paper")) == [""]
+    assert list(specs_from({})) == [""]
+
+
+def test_a_list_of_traits_is_one_spec_each_that_differ_in_the_trait_alone():
+    found = specs_from({"trait": ["humor", "formality"], "samples": 7})
+    assert list(found) == ["humor", "formality"]
+    assert {name: spec.trait for name, spec in found.items()} == {
+        name: name for name in found
+    }
+    humor, formality = (spec.to_table() for spec in found.values())
+    assert humor | {"trait": "formality"} == formality
+    assert humor["samples"] == 7
+
+
+@pytest.mark.parametrize("traits", [["humor", "humor"], 3, {"a": 1}])
+def test_traits_that_are_no_list_of_different_names_are_refused(traits):
+    with pytest.raises(BadSpec, match="trait"):
+        specs_from({"trait": traits})
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"audits": ("scale",)}, "alphas"),
+        ({"audits": ("environments",)}, "environments"),
+        ({"audits": ("replication",), "samples": 1}, "samples"),
+        ({"alphas": (0.0, 1.0)}, "alphas"),
+        ({"alphas": (float("inf"),)}, "alphas"),
+    ],
+)
+def test_an_audit_that_lacks_what_it_compares_is_refused(changes, word):
+    with pytest.raises(BadSpec, match=word):
+        spec_from(changes)
+
+
+def test_numbers_of_a_list_may_come_as_text():
+    assert spec_from({}, alphas="0.5, 2").alphas == (0.5, 2.0)
+    assert spec_from({"alphas": [1, 2]}).alphas == (1.0, 2.0)
+    for wrong in ("0.5, two", [True], [None], 3):
+        with pytest.raises(BadSpec, match="alphas"):
+            spec_from({"alphas": wrong})

@@ -8,24 +8,12 @@ shadow of a distribution: equal lifts do not make equal texts (see divergence).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
-import numpy as np
-
+from steergauge.audits.comparison import MINIMUM_PROMPTS, Comparison, compared
 from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
-from steergauge.statistics import (
-    Draws,
-    Estimate,
-    Table,
-    Tost,
-    estimate,
-    prompts_to_decide,
-    tost,
-    two_way_bootstrap,
-)
+from steergauge.statistics import Draws, Table, two_way_bootstrap
 
 MARGIN = 0.2
-MINIMUM_PROMPTS = 50
 QUANTITY = "difference of lifts L(v') - L(v) (probe score, 0 to 1)"
 
 EXPECTATIONS = {
@@ -67,7 +55,7 @@ def equivalence(
         seed: of the bootstrap.
     """
     draws = two_way_bootstrap(lifts, fixed=FIXED_FAMILIES, seed=seed)
-    seen = _compare(lifts, draws, candidate, margin)
+    seen = compared(lifts, draws, candidate, margin=margin)
     num_prompts = lifts["v"].shape[1]
     verdict, reasons = _judge(seen, manipulation, num_prompts)
     return Finding(
@@ -110,40 +98,8 @@ def without_probe(subject: str) -> Finding:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Comparison:
-    reference: float
-    candidate: float
-    difference: Estimate
-    test: Tost
-    prompts_to_decide: int
-
-    @property
-    def verdict(self) -> Verdict:
-        """Of the numbers alone; the margin was set beforehand, so it goes first."""
-        if self.test.equivalent:
-            return Verdict.EQUIVALENT
-        if self.difference.excludes_zero:
-            return Verdict.DIFFERENT
-        return Verdict.INCONCLUSIVE
-
-
-def _compare(
-    lifts: Mapping[str, Table], draws: Mapping[str, Draws], name: str, margin: float
-) -> _Comparison:
-    gap = lifts[name] - lifts["v"]
-    reference = float(lifts["v"].mean())
-    return _Comparison(
-        reference=reference,
-        candidate=float(lifts[name].mean()),
-        difference=estimate(gap, draws[name] - draws["v"]),
-        test=tost(draws["v"], draws[name], margin=margin),
-        prompts_to_decide=prompts_to_decide(gap.mean(0), margin * reference),
-    )
-
-
 def _judge(
-    seen: _Comparison, manipulation: Verdict, num_prompts: int
+    seen: Comparison, manipulation: Verdict, num_prompts: int
 ) -> tuple[Verdict, list[str]]:
     difference = seen.difference
     numbers = (
@@ -160,6 +116,9 @@ def _judge(
     power = (
         f"About {seen.prompts_to_decide} prompts would decide if the two were truly "
         "the same (80 % power)."
+        if seen.prompts_to_decide > num_prompts
+        else "Their number of prompts would do (80 % power): it is the spread between "
+        "the random directions that leaves it open, and more of these would help."
     )
     if num_prompts < MINIMUM_PROMPTS and seen.verdict is Verdict.EQUIVALENT:
         return Verdict.INCONCLUSIVE, [
@@ -194,14 +153,9 @@ def _controls(
     for name, (expected, allowed) in EXPECTATIONS.items():
         if name not in lifts or name == candidate:
             continue
-        seen = _compare(lifts, draws, name, margin)
+        seen = compared(lifts, draws, name, margin=margin)
         verdict = seen.verdict
         controls.append(
             Control(name, expected, seen.difference, str(verdict), verdict in allowed)
         )
     return controls
-
-
-def oriented(table: Table, alpha: float) -> Table:
-    """Lifts counted as positive in the direction that alpha's sign promises."""
-    return table * np.sign(alpha)

@@ -17,6 +17,7 @@ class Verdict(StrEnum):
     """What may be said. PASS and FAIL are for checks, the rest for comparisons.
 
     UNINFORMATIVE means that a precondition failed; it dominates every other verdict.
+    T5 alone says EXPLAINED BY GEOMETRY or NONLINEAR.
     """
 
     PASS = "PASS"
@@ -25,6 +26,8 @@ class Verdict(StrEnum):
     DIFFERENT = "DIFFERENT"
     INCONCLUSIVE = "INCONCLUSIVE"
     UNINFORMATIVE = "UNINFORMATIVE"
+    EXPLAINED = "EXPLAINED BY GEOMETRY"
+    NONLINEAR = "NONLINEAR"
 
 
 FIXED_FAMILIES = ("other_trait",)

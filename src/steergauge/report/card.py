@@ -12,6 +12,7 @@ import jinja2
 
 from steergauge.audits.finding import Finding
 from steergauge.report import words
+from steergauge.report.cases import has_experiments
 from steergauge.report.glossary import limits
 from steergauge.report.headline import headline, trait_name
 
@@ -42,6 +43,7 @@ def render(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
         facts=facts,
         findings=findings,
         limits=limits(facts),
+        paper=has_experiments(findings),
     )
 
 

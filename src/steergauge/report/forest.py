@@ -18,6 +18,7 @@ LIFT_ORDER = (
     ("v_again", "own"),
     ("minus_v", "own"),
     ("v_plus_perp", "candidate"),
+    ("v_turned", "candidate"),
     ("perp", "candidate"),
     ("against", "candidate"),
     ("random", "control"),
@@ -29,7 +30,11 @@ KL_CONTROLS = ("minus_v", "random", "other_trait")
 
 @dataclass(frozen=True, slots=True)
 class ForestRow:
-    """A named estimate with its interval, and the dots that it is the mean of."""
+    """A named estimate with its interval, and the dots that it is the mean of.
+
+    `reference` is the place of a number of this row to hold it against, such as its
+    noise floor.
+    """
 
     label: str
     note: str
@@ -41,17 +46,20 @@ class ForestRow:
     number: str
     interval: str
     beyond: bool = False
+    reference: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Forest:
-    """Rows on one axis."""
+    """Rows on one axis; `reference` and `dots` say what those of its rows are."""
 
     caption: str
     unit: str
     rows: tuple[ForestRow, ...]
     ticks: tuple[Tick, ...]
     lines: tuple[Line, ...]
+    reference: str = ""
+    dots: str = "each random direction"
 
 
 def lift_forest(seen: Mapping[str, Lift], findings: Mapping[str, Finding]) -> Forest:
@@ -118,14 +126,14 @@ def _lift_row(axis: Axis, lift: Lift, style: str) -> ForestRow:
         low=axis.at(seen.low),
         high=axis.at(seen.high),
         dots=tuple(dots) if several else (),
-        number=words.number(seen, nats=False),
-        interval=words.interval(seen, nats=False),
+        number=words.number(seen),
+        interval=words.interval(seen),
     )
 
 
 def kl_forest(findings: Mapping[str, Finding]) -> Forest | None:
     """Divergences from v on a logarithmic axis; None if T4 was not run."""
-    compared = [f for f in findings.values() if words.in_nats(f) and f.estimate]
+    compared = [f for f in findings.values() if f.audit == "divergence" and f.estimate]
     if not compared:
         return None
     main = compared[0]
@@ -196,9 +204,9 @@ def _kl_row(
         low=axis.at(seen.low),
         high=axis.at(seen.high),
         dots=tuple(Tick(axis.at(d), words.plain(d)) for d in dots) if many else (),
-        number=words.number(seen, nats=True)
+        number=words.number(seen, "nats")
         if seen.high > seen.low
         else words.plain(seen.value),
-        interval=words.interval(seen, nats=True) if seen.high > seen.low else "",
+        interval=words.interval(seen, "nats") if seen.high > seen.low else "",
         beyond=seen.high < axis.low,
     )

@@ -8,7 +8,12 @@ arXiv 2312.06681; the perpendicular comparison, arXiv 2602.06801; sign flips, ar
 from collections.abc import Mapping
 from typing import Any
 
-GLOSSARY = (
+from steergauge.audits.finding import Finding
+from steergauge.report.cases import has_experiments
+
+Entries = tuple[tuple[str, str], ...]
+
+GLOSSARY: Entries = (
     (
         "Steering vector, v",
         "A direction that is added to a language model's inner state while it writes, "
@@ -97,6 +102,85 @@ GLOSSARY = (
         "contain the true value 95 times in 100.",
     ),
 )
+
+EXPERIMENTS: Entries = (
+    (
+        "v turned",
+        "v + v⊥ scaled back to v's length: 45 degrees from v, and no longer than it. "
+        "v + v⊥ itself is 1.41 times as long as v.",
+    ),
+    (
+        "Drawn anew",
+        "An arm with random numbers of its own. The published statistics compare "
+        "independent texts; all other comparisons here share their random numbers, so "
+        "that two arms differ by the vector alone.",
+    ),
+    (
+        "|d|, Cohen's d",
+        "The difference of two mean scores over their standard deviation, without its "
+        "sign. Hedges' d keeps the sign and corrects for small samples.",
+    ),
+    (
+        "Noise floor of |d|",
+        "The mean of |d| between two samples of one and the same vector. It falls with "
+        "the number of texts and is never 0.",
+    ),
+    (
+        "ICC",
+        "The share of the scores' variance that lies between prompts. Two arms that "
+        "answer the same prompts correlate by about that much, whatever they do.",
+    ),
+    (
+        "Reliability",
+        "How much of the variance of prompts' mean scores is not the noise of few "
+        "samples. Two such means cannot correlate by more than their reliability.",
+    ),
+    (
+        "Raw ratio, lift ratio",
+        "Mean score of v⊥ over that of v; and the same with the unsteered score taken "
+        "out of both. A vector that does nothing has a lift ratio of 0.",
+    ),
+    (
+        "Fieller's interval",
+        "The ratios that the data do not rule out. It has no ends where the "
+        "denominator cannot be told from 0.",
+    ),
+    (
+        "R, rho and T",
+        "R: how far v⊥ moves the next-token logits from v's, over how far v lies from "
+        "a random vector. rho: how much more v moves logits than a random step, "
+        "squared. rho alone makes R about 1 / √(1 + rho); T is what remains of R², 1 "
+        "if nothing.",
+    ),
+    (
+        "Environment",
+        "A family of prompts, such as another topic or genre. Vectors are extracted in "
+        "one and tested in others.",
+    ),
+    (
+        "Intersection-union",
+        "“The same in all” is claimed only if every single comparison shows it; then "
+        "no correction for their number is needed.",
+    ),
+    (
+        "Steerability",
+        "The slope of one prompt's score over alpha (arXiv 2407.12404). Below 0, v "
+        "steers that prompt the wrong way.",
+    ),
+)
+
+
+def glossary(findings: Mapping[str, Finding]) -> Entries:
+    """The words of a run's report."""
+    return (*GLOSSARY, *EXPERIMENTS) if has_experiments(findings) else GLOSSARY
+
+
+def paper_glossary() -> Entries:
+    """The words of the paper's page: its own first."""
+    needed = {"Steering vector, v", "Strength, alpha", "Probe, score", "Lift, L", "v⊥",
+              "KL, in nats", "Certificate", "TOST", "95 % interval"}  # fmt: skip
+    basic = tuple(entry for entry in GLOSSARY if entry[0] in needed)
+    return (*basic, *EXPERIMENTS)
 
 
 def limits(facts: Mapping[str, Any]) -> list[str]:

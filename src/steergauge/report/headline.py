@@ -49,7 +49,7 @@ def subline(findings: Mapping[str, Finding]) -> str:
     if text and text.verdict is Verdict.UNINFORMATIVE and not _overruled(findings):
         sentences.append("It does not measurably change the texts at all.")
     elif text and effect and not _overruled(findings):
-        between = interval(Estimate(*effect), nats=True)
+        between = interval(Estimate(*effect), "nats")
         sentences.append(
             f"Regardless of the trait, it changes the texts by {padded(effect[0])} "
             f"nats each {between}."
@@ -86,7 +86,7 @@ def _toward(facts: Mapping[str, Any]) -> str:
 
 def _lift(check: Finding) -> str:
     assert check.estimate is not None
-    between = interval(check.estimate, nats=False)
+    between = interval(check.estimate)
     return f"{signed(check.estimate.value)} {between} on a score from 0 to 1"
 
 

@@ -35,7 +35,7 @@ def lifts(
         alpha: the strength; its sign says in which direction the trait should move.
         seed: of the bootstrap.
     """
-    scored = [row for row in rows if row["stage"] == "test"]
+    scored = [row for row in rows if row["stage"] == "test" and _compared(row["arm"])]
     if not scored or any(row["score"] is None for row in scored):
         return {}
     names, tables = _tables(_per_prompt(scored), np.sign(alpha))
@@ -49,6 +49,15 @@ def lifts(
         )
         for name, table in tables.items()
     }
+
+
+def _compared(arm: str) -> bool:
+    """Whether T1 and T3 compare the arm: it shares their random numbers and alpha.
+
+    As `runs.evidence.shares_noise_and_alpha` says, which needs torch; a test holds the
+    two together.
+    """
+    return "@" not in arm and not arm.startswith(("v_plus_perp_fresh", "code_"))
 
 
 def _per_prompt(rows: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:

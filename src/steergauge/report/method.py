@@ -53,7 +53,7 @@ def groups(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> list[Gr
     return [
         Group("Model", tuple(_model(facts))),
         Group("Vector and strength", tuple(_vector(facts))),
-        Group("Prompts and texts", tuple(_texts(facts))),
+        Group("Prompts and texts", (*_texts(facts), *_elsewhere(findings))),
         Group("Probe", tuple(_probe(facts))),
         Group("Statistics", tuple(_statistics(findings))),
     ]
@@ -153,6 +153,22 @@ def _texts(facts: Mapping[str, Any]) -> list[Entry]:
               "the noise depends on seed, prompt, sample and step only, so two arms "
               "differ by the steering alone; v again has its own"),
     ]  # fmt: skip
+
+
+def _elsewhere(findings: Mapping[str, Finding]) -> Iterator[Entry]:
+    """The texts of the paper's experiments beside those of the test."""
+    if "replication" in findings:
+        yield Entry(
+            f"v + {words.PERP} drawn anew",
+            "random numbers of its own",
+            "as in the published protocol, which compares independent texts",
+        )
+    if found := findings.get("environments"):
+        yield Entry(
+            "prompts in each environment",
+            f"{found.num_prompts}, {found.num_samples} responses each",
+            "or more, where an environment has more",
+        )
 
 
 def _probe(facts: Mapping[str, Any]) -> list[Entry]:

@@ -1,6 +1,7 @@
 """report.html: the store's contents in a reader's order, as one file without network.
 
-Verdict first; then numbers, dose curve, texts, method, glossary. The page has no
+Verdict first; then numbers, dose curve, texts, method, glossary. paper.html beside it
+lays the experiments of arXiv 2602.06801 out as the paper does. A page has no
 script and forbids itself to load anything (Content-Security-Policy), so not even a
 mistake in escaping could run what a model wrote.
 """
@@ -10,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from steergauge.audits.finding import Finding, Verdict
-from steergauge.report import card, forest, method, samples, words
+from steergauge.report import card, cases, forest, method, paper, samples, words
 from steergauge.report.dose import dose_panels
-from steergauge.report.glossary import GLOSSARY, limits
+from steergauge.report.glossary import glossary, limits
 from steergauge.report.headline import headline, subline, trait_name
 from steergauge.report.lifts import lifts
+from steergauge.report.templating import environment, utf8
 from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Store, write_text
 
@@ -40,17 +40,41 @@ class Comparison:
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write report.html and card.md into a finished run's folder; the report's path.
+    """Write the pages of a finished run, or of every run in a folder; the path of one.
+
+    A run gets report.html and card.md, and paper.html if it made any of the paper's
+    experiments. A folder of runs gets one paper.html of all of them besides.
 
     Raises:
         StoreError: the folder holds no finished run.
     """
-    store = Store(Path(folder))
+    top = Path(folder)
+    if top.is_dir() and not cases.is_run(top):
+        found = cases.runs_in(top)
+        if found.runs:
+            return _write_all(top, found)
+        if found.missing:
+            top = top / found.missing[0]
+    return _write_one(Store(top))
+
+
+def _write_one(store: Store) -> Path:
     findings, facts = store.findings(), store.facts()
     page = render(findings, facts, store.generations(), spec=_spec_text(store.folder))
-    write_text(store.folder / "card.md", _utf8(card.render(findings, facts)))
+    write_text(store.folder / "card.md", utf8(card.render(findings, facts)))
+    if cases.has_experiments(findings):
+        text = paper.render([cases.single(store)])
+        write_text(store.folder / "paper.html", utf8(text))
     path = store.folder / "report.html"
-    write_text(path, _utf8(page))
+    write_text(path, utf8(page))
+    return path
+
+
+def _write_all(top: Path, found: cases.Folder) -> Path:
+    for run in found.runs:
+        _write_one(Store(run))
+    path = top / "paper.html"
+    write_text(path, utf8(paper.render(cases.several(found.runs), found.missing)))
     return path
 
 
@@ -67,7 +91,7 @@ def render(
     seen = lifts(rows, alpha=facts["alpha"], seed=facts["seed"])
     probe = facts["probe"] or {}
     counted = (probe.get("high_words", []), probe.get("low_words", []))
-    return _environment().get_template("report.html.j2").render(
+    return environment().get_template("report.html.j2").render(
         _NAMES,
         headline=headline(findings, facts),
         subline=subline(findings),
@@ -89,7 +113,8 @@ def render(
         has_words=any(counted),
         method=method.groups(facts, findings),
         arm_families=method.arm_families(facts),
-        glossary=GLOSSARY,
+        glossary=glossary(findings),
+        experiments=_experiments(findings),
         limits=limits(facts),
         spec=spec,
     )  # fmt: skip
@@ -104,30 +129,11 @@ def _comparisons(findings: Mapping[str, Finding]) -> list[Comparison]:
     return [Comparison(name, tuple(group)) for name, group in by_subject.items()]
 
 
-def _environment() -> jinja2.Environment:
-    # autoescape=True, not select_autoescape(): that goes by the file's ending, and
-    # would leave `report.html.j2` unescaped.
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("steergauge.report"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "typeset": words.typeset,
-        "plain": words.plain,
-        "signed": words.signed,
-        "percent": words.percent,
-    }
-    return environment
+def _experiments(findings: Mapping[str, Finding]) -> list[Finding]:
+    """What only the paper's experiments ask for, in the order of the audits."""
+    return [found for found in findings.values() if found.audit in cases.PAPER_AUDITS]
 
 
 def _spec_text(folder: Path) -> str:
     path = folder / "run.toml"
     return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def _utf8(text: str) -> str:
-    """The text without lone surrogates, which JSON may hold and UTF-8 may not."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -21,6 +21,9 @@ _SIGNS = tuple(
         (r"(?<!\w)kappa_0(?!\w)", "\N{GREEK SMALL LETTER KAPPA}\N{SUBSCRIPT ZERO}"),
         (r"(?<!\w)alpha v(?!\w)", f"{_ALPHA}v"),
         (r"(?<!\w)alpha(?!\w)", _ALPHA),
+        (r"(?<!\w)rho(?!\w)", "\N{GREEK SMALL LETTER RHO}"),
+        (r"\^2", "\N{SUPERSCRIPT TWO}"),
+        (r"->", "\N{RIGHTWARDS ARROW}"),
         (r"\|\|", "\N{DOUBLE VERTICAL LINE}"),
         (r"(?<=\bv)'(?!s)", "\N{PRIME}"),
         (r"(?<=\w)'", "\N{RIGHT SINGLE QUOTATION MARK}"),
@@ -41,6 +44,15 @@ class VerdictWord:
     meaning: str
 
 
+def verdict_style(verdict: str) -> str:
+    """The CSS class of a verdict: its first word.
+
+    >>> verdict_style(Verdict.EXPLAINED)
+    'explained'
+    """
+    return verdict.partition(" ")[0].lower()
+
+
 VERDICTS = {
     Verdict.PASS: VerdictWord("✓", "A check came out as it must."),
     Verdict.FAIL: VerdictWord("✕", "A check did not come out as it must."),
@@ -56,6 +68,12 @@ VERDICTS = {
     Verdict.UNINFORMATIVE: VerdictWord(
         "∅", "A precondition failed; whatever the numbers are, they mean nothing here."
     ),
+    Verdict.EXPLAINED: VerdictWord(
+        "∠", "The number is what the size of the effect of v alone makes it, for any v."
+    ),
+    Verdict.NONLINEAR: VerdictWord(
+        "∿", "The number holds more than first-order geometry; the steps are long."
+    ),
 }
 
 _ARMS = {
@@ -69,6 +87,24 @@ _ARMS = {
     "sign_flip": ("sign flips", "v's contrast pairs with random signs"),
     "other_trait": ("other traits", "their vectors, at v's length"),
     "dose": ("dose", "v at another strength"),
+    "v_turned": (
+        "v turned",
+        f"v + {PERP} scaled back to v's length: 45 degrees from v",
+    ),
+    "v_plus_perp_fresh": (
+        f"v + {PERP}, drawn anew",
+        f"the same v + {PERP}, random numbers of their own",
+    ),
+    "v_recomputed": ("v recomputed", "v through another compute path"),
+    "code_v": ("v of the code", "read a block below, scored with its prompt"),
+    "code_v_plus_perp": (f"v + {PERP} of the code", "as the published code does it"),
+    "code_perp": (f"{PERP} of the code", "as the published code does it"),
+}
+_SUBJECTS = {
+    "v_perp alone": f"{PERP} alone",
+    "v turned": "v turned",
+    "every alpha": f"v + {PERP} at every {_ALPHA}",
+    "v + v_perp in every environment": f"v + {PERP} in every environment",
 }
 _CONTROLS = {
     "v": ("v against itself", "the same arm through other compute paths"),
@@ -81,6 +117,11 @@ NULL_LEAD = {
     "manipulation": "If the direction of v did not matter:",
     "equivalence": "If the two did the same, the difference would lie",
     "divergence": "If the two were one and the same:",
+    "replication": "For comparison:",
+    "scale": "Counted as the same:",
+    "logits": "If geometry alone were at work:",
+    "environments": "Asked for:",
+    "reliability": "Tolerated:",
 }
 """How a finding's null, the number if there were nothing to see, is introduced."""
 
@@ -91,10 +132,17 @@ def family(arm: str) -> str:
 
 
 def arm_name(arm: str) -> str:
-    """An arm, or family of arms, as a reader knows it."""
+    """An arm, or family of arms, as a reader knows it.
+
+    >>> arm_name("v@0.5").replace(_ALPHA, "alpha"), arm_name("v_again[3]")
+    ('v at alpha = 0.5', 'v again [3]')
+    """
     if arm.startswith("against["):
         return f"“{arm.removeprefix('against[').removesuffix(']')}”"
-    name = _ARMS.get(family(arm), (arm, ""))[0]
+    kind, _, strength = family(arm).partition("@")
+    name = _ARMS.get(kind, (kind, ""))[0]
+    if strength:
+        name = f"{name} at {_ALPHA} = {strength.replace('-', MINUS)}"
     return name if family(arm) == arm else f"{name} [{arm.partition('[')[2][:-1]}]"
 
 
@@ -102,7 +150,7 @@ def arm_note(arm: str) -> str:
     """What the arm does, in a few words."""
     if arm.startswith("against["):
         return typeset("a vector given for comparison, at v's length")
-    return typeset(_ARMS.get(family(arm), ("", ""))[1])
+    return typeset(_ARMS.get(family(arm).partition("@")[0], ("", ""))[1])
 
 
 def control_name(name: str) -> tuple[str, str]:
@@ -111,25 +159,32 @@ def control_name(name: str) -> tuple[str, str]:
 
 
 def subject_name(finding: Finding) -> str:
-    """What a comparison compares with v."""
-    if finding.subject == "v_perp alone":
-        return f"{PERP} alone"
+    """What a finding compares with v, or where it looks."""
+    if finding.subject in _SUBJECTS:
+        return _SUBJECTS[finding.subject]
     return arm_name(finding.subject) if finding.subject else f"v + {PERP}"
 
 
 def question(finding: Finding) -> str:
     """The question that a finding answers, as a heading."""
+    if finding.audit == "environments" and finding.subject:
+        return f"Does v + {PERP} follow v in every environment?"
     return {
         "plumbing": "Is the measurement sound?",
         "manipulation": "Does the vector move the trait?",
         "equivalence": "Does it move the trait as far as v?",
         "divergence": "Does it write the same texts as v?",
+        "replication": f"Is |d| of v + {PERP} above that of v against itself?",
+        "scale": f"Does v + {PERP} follow v at every {_ALPHA}?",
+        "logits": "Does R hold more than geometry?",
+        "environments": "Does v move the trait in every environment?",
+        "reliability": "Does v steer every prompt the same way?",
     }.get(finding.audit, finding.audit)
 
 
 def claim(finding: Finding) -> str:
     """The claim, with the subject under the name that a reader knows."""
-    if not finding.subject:
+    if not finding.subject or finding.audit == "scale":
         return typeset(finding.claim)
     before, subject, after = finding.claim.partition(finding.subject)
     if not subject:
@@ -193,24 +248,56 @@ def padded(value: float, digits: int = 3) -> str:
     return plain(value, digits)
 
 
-def number(estimate: Estimate, *, nats: bool) -> str:
-    """The value alone."""
-    return padded(estimate.value) if nats else signed(estimate.value)
+def number(estimate: Estimate, form: str = "score") -> str:
+    """The value alone, written as numbers of its `form` are."""
+    return _WRITERS[form](estimate.value)
 
 
-def interval(estimate: Estimate, *, nats: bool) -> str:
+def interval(estimate: Estimate, form: str = "score") -> str:
     """[low, high]."""
-    write = padded if nats else signed
+    write = _WRITERS[form]
     return f"[{write(estimate.low)}, {write(estimate.high)}]"
 
 
-def in_nats(finding: Finding) -> bool:
-    """Whether the finding's number is a divergence; else it is a lift."""
-    return finding.audit == "divergence"
+def _share(value: float) -> str:
+    return percent(value, 1)
+
+
+_WRITERS = {
+    "score": signed,
+    "nats": padded,
+    "ratio": padded,
+    "share": _share,
+    "whole": percent,
+}
+"""How numbers are written: differences of scores, divergences, ratios, shares to a
+tenth of a percent and to a whole one."""
+
+
+def form(finding: Finding) -> str:
+    """How the finding's number is written."""
+    forms = {"divergence": "nats", "logits": "ratio", "reliability": "share"}
+    return forms.get(finding.audit, "score")
+
+
+def control_form(finding: Finding, name: str) -> str:
+    """How the number of a finding's control is written; not always as its own."""
+    if name == "certificate":
+        return "score"
+    return "share" if finding.audit == "logits" else form(finding)
 
 
 def unit(finding: Finding) -> str:
     """The unit of the finding's number, in words."""
-    if in_nats(finding):
-        return "nats a text"
-    return typeset("on the probe's score from 0 to 1")
+    units = {
+        "divergence": "nats a text",
+        "replication": "pooled standard deviations",
+        "logits": "T, which is 1 if geometry explains R",
+        "reliability": "of the prompts",
+    }
+    return units.get(finding.audit) or typeset("on the probe's score from 0 to 1")
+
+
+def control_unit(finding: Finding) -> str:
+    """The unit of its controls' numbers."""
+    return "of the prompts" if finding.audit == "logits" else unit(finding)

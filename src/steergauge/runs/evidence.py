@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from steergauge.generation import Arm
-from steergauge.probes import Probe
 from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
 from steergauge.statistics import (
@@ -64,12 +63,22 @@ class DoseCurve:
     coherent: bool
 
 
-def with_scores(rows: Rows, probe: Probe | None) -> Rows:
-    """The rows with the probe's score of each text, or None."""
-    values = probe([row["text"] for row in rows]).tolist() if probe else None
-    return [
-        row | {"score": values[i] if values else None} for i, row in enumerate(rows)
-    ]
+def score_arrays(rows: Rows) -> dict[str, np.ndarray]:
+    """Scores as (directions, prompts, samples) by family, prompts in order."""
+    arms: dict[str, dict[int, list[float]]] = {}
+    for row in sorted(rows, key=lambda row: (row["prompt_index"], row["sample"])):
+        cells = arms.setdefault(row["arm"], {})
+        cells.setdefault(row["prompt_index"], []).append(row["score"])
+    found: dict[str, list[np.ndarray]] = {}
+    for name, cells in arms.items():
+        array = np.array([cells[index] for index in sorted(cells)])
+        found.setdefault(family(name), []).append(array)
+    return {name: np.stack(arrays) for name, arrays in found.items()}
+
+
+def family(arm: str) -> str:
+    """`perp[3]` -> `perp`; rivals stay apart: they are vectors, not draws of one."""
+    return arm if arm.startswith("against[") else arm.partition("[")[0]
 
 
 def per_prompt(rows: Rows, column: str, by: str = "arm") -> dict[str, np.ndarray]:
@@ -84,16 +93,17 @@ def per_prompt(rows: Rows, column: str, by: str = "arm") -> dict[str, np.ndarray
     }
 
 
-def families(columns: Mapping[str, np.ndarray]) -> dict[str, Table]:
-    """Columns of one family stacked: {"perp": (directions, prompts), ...}.
+def shares_noise_and_alpha(name: str) -> bool:
+    """Whether a family is steered at the test's alpha, with what T1 and T3 compare."""
+    return "@" not in name and not name.startswith(("v_plus_perp_fresh", "code_"))
 
-    Rivals (`against[name]`) stay apart: they are vectors, not draws of one.
-    """
+
+def families(columns: Mapping[str, np.ndarray]) -> dict[str, Table]:
+    """Columns of one family stacked: {"perp": (directions, prompts), ...}."""
     grouped: dict[str, list[np.ndarray]] = {}
     for name, column in columns.items():
-        family = name if name.startswith("against[") else name.partition("[")[0]
-        grouped.setdefault(family, []).append(column)
-    return {family: np.stack(rows) for family, rows in grouped.items()}
+        grouped.setdefault(family(name), []).append(column)
+    return {name: np.stack(rows) for name, rows in grouped.items()}
 
 
 def lifts(rows: Rows) -> dict[str, Table]:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
+from steergauge.audits.comparison import oriented
 from steergauge.audits.divergence import divergence
-from steergauge.audits.equivalence import equivalence, oriented
+from steergauge.audits.equivalence import equivalence
 from steergauge.audits.equivalence import without_probe as equivalence_without_probe
 from steergauge.audits.finding import Finding, Verdict
 from steergauge.audits.manipulation import manipulation
 from steergauge.audits.manipulation import without_probe as manipulation_without_probe
 from steergauge.generation import Arm
 from steergauge.prompts import uses_chat
-from steergauge.runs import evidence
+from steergauge.runs import evidence, experiments
 from steergauge.runs.evidence import DoseCurve
 from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, Inputs, made_of
 from steergauge.runs.spec import PERPLEXITY_LIMIT
@@ -41,18 +42,23 @@ class Evidence:
     texts: Rows
     divergences: Rows
     likelihoods: Rows
+    next_tokens: Rows
+    gains: Rows
+    environments: Mapping[str, Rows]
 
     @property
     def subjects(self) -> dict[str, str]:
         """What is compared with v: arm family -> how a reader knows it."""
         rivals = {name: name for name in self.arms if name.startswith("against[")}
-        return {"v_plus_perp": "", "perp": "v_perp alone", **rivals}
+        turned = {"v_turned": "v turned"} if "v_turned[0]" in self.arms else {}
+        return {"v_plus_perp": "", "perp": "v_perp alone", **turned, **rivals}
 
 
 def findings(seen: Evidence) -> dict[str, Finding]:
     """Every finding that the spec asks for, by key."""
     found = [seen.plumbing, *_behaviour(seen)]
     found += _divergences(seen, {finding.subject: finding for finding in found[2:]})
+    found += experiments.findings(seen, found[1].verdict)
     if seen.plumbing.verdict is not Verdict.PASS:
         found = [seen.plumbing, *(_overruled(finding) for finding in found[1:])]
     wanted = seen.inputs.spec.audits
@@ -119,8 +125,11 @@ def _behaviour(seen: Evidence) -> list[Finding]:
         rest = [equivalence_without_probe(name) for name in seen.subjects.values()]
         return [manipulation_without_probe(details), *rest]
     rows = seen.texts
-    lifts = evidence.lifts(rows)
-    lifts = {name: oriented(table, seen.alpha) for name, table in lifts.items()}
+    lifts = {
+        name: oriented(table, seen.alpha)
+        for name, table in evidence.lifts(rows).items()
+        if evidence.shares_noise_and_alpha(name)
+    }
     details["unsteered_score"] = float(
         evidence.per_prompt(rows, "score")["unsteered"].mean()
     )
@@ -200,6 +209,8 @@ def _probe_facts(inputs: Inputs) -> dict[str, Any] | None:
         "name": probe.name,
         "auc": probe.auc,
         "num_labelled": probe.num_labelled,
+        "kind": probe.kind,
+        "record": dict(probe.record),
         "high_words": list(probe.words[0]),
         "low_words": list(probe.words[1]),
     }
@@ -254,6 +265,16 @@ def _not_run(inputs: Inputs) -> list[str]:
     asked, found = inputs.spec.num_prompts, len(inputs.test_prompts)
     if found < asked:
         missing.append(f"{asked} test prompts were asked for; there are {found}.")
+    if "environments" in inputs.spec.audits and not inputs.environment_pairs:
+        missing.append(
+            "Across environments only v itself was tested: vectors of other "
+            "environments need a trait with contrast pairs in them."
+        )
+    if inputs.spec.published_code and not (inputs.pairs and inputs.spec.layer):
+        missing.append(
+            "The published code's variant reads one block below the one it writes to, "
+            "from contrast pairs: it needs pairs, and a layer above 0."
+        )
     if inputs.pairs and inputs.trait is None:
         missing.append(
             "Other-trait controls need a built-in trait; the pairs are your own."

@@ -7,28 +7,18 @@ among the contrast pairs.
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from steergauge import prompts as texts
-from steergauge.activations import Position, Reader
-from steergauge.audits import controls
+from steergauge.activations import Position
 from steergauge.errors import BadPairs, BadPrompts, BadSpec, ShapeMismatch
-from steergauge.extraction.mean_difference import mean_difference
-from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
-from steergauge.probes import Probe, lexical_probe, load_probe
-from steergauge.prompts import ContrastPair, Text, Trait
+from steergauge.probes import Probe, load_probe, probe_from
+from steergauge.prompts import ContrastPair, Trait
 from steergauge.runs.spec import Spec
-from steergauge.runs.store import Store, write_text
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector, load_vector
-
-ALPHAS = (0.25, 0.5, 1.0, 2.0)
-"""Strengths of the dose curve, in both directions, in units of the stored vector."""
-
 
 FEWEST_PAIRS_TO_FLIP = 8
 """Below it there are too few halves of the pairs to be draws of anything."""
@@ -47,6 +37,9 @@ class Inputs:
         probe: None if texts cannot be scored.
         given: the vector to be audited, if it was given.
         rivals: vectors to compare with it, by name.
+        environments: prompts of the test in each environment that is crossed.
+        environment_pairs: contrast pairs of those environments that have any, but for
+            the run's own, whose vector is under audit.
     """
 
     spec: Spec
@@ -57,6 +50,10 @@ class Inputs:
     probe: Probe | None
     given: SteeringVector | None
     rivals: Mapping[str, SteeringVector]
+    environments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    environment_pairs: Mapping[str, tuple[ContrastPair, ...]] = field(
+        default_factory=dict
+    )
 
     def hashes(self, lm: LanguageModel) -> dict[str, str]:
         """Fingerprints of all that the run reads, for the resume check."""
@@ -76,6 +73,10 @@ class Inputs:
             ),
             "device": lm.device.type,
         }
+        for name, prompts in self.environments.items():
+            pairs = self.environment_pairs.get(name, ())
+            content = (prompts, [(p.positive, p.negative) for p in pairs])
+            known[f"environment {name}"] = texts.short_hash(repr(content))
         rivals = {f"against {k}": _vector_hash(v) for k, v in self.rivals.items()}
         return {key: value for key, value in {**known, **rivals}.items() if value}
 
@@ -103,9 +104,22 @@ def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
     if given is not None and made_of(given, fit):
         # Controls from the same pairs are read at the same tokens.
         spec = replace(spec, position=given.provenance.position)
-    dose, test = _prompts(spec, fit, held_out)
-    probe = _probe(spec, trait)
-    return Inputs(spec, trait, tuple(fit), dose, test, probe, given, _rivals(spec))
+    dose, test = _prompts(spec, trait, fit, held_out)
+    return Inputs(
+        spec=spec,
+        trait=trait,
+        pairs=tuple(fit),
+        dose_prompts=dose,
+        test_prompts=test,
+        probe=_probe(spec, trait),
+        given=given,
+        rivals=_rivals(spec),
+        environments={
+            name: _environment(spec, name, trait, fit, dose, test)
+            for name in spec.environments
+        },
+        environment_pairs=_environment_pairs(spec, trait, fit),
+    )
 
 
 def gather(
@@ -133,127 +147,13 @@ def gather(
     return replace(inputs, spec=replace(spec, model=lm.name, dtype=dtype))
 
 
-def extract_or_load(lm: LanguageModel, inputs: Inputs, store: Store) -> SteeringVector:
-    """The vector to be audited, kept in the store."""
-    path = store.vectors / "v.safetensors"
-    if not path.is_file():
-        vector = inputs.given
-        if vector is None:
-            vector = mean_difference(
-                lm, inputs.pairs, _reader(inputs.spec), seed=inputs.spec.seed
-            ).vector
-        vector.check_fits(lm, other_model=True)
-        vector.save(path)
-    # Read back, also if it was just written: a resumed run sees the same numbers.
-    return load_vector(path)
-
-
-def control_vectors(
-    lm: LanguageModel, inputs: Inputs, vector: SteeringVector, store: Store
-) -> dict[str, SteeringVector]:
-    """Every control by arm name, at v's norm and site, kept in the store."""
-    made = store.vectors / "controls.done"
-    if not made.is_file():
-        found = dict(_made_controls(lm, inputs, vector))
-        for name, rival in inputs.rivals.items():
-            found[f"against[{name}]"] = controls.rescaled(rival, vector)
-        for name, control in found.items():
-            control.save(_file(store, name))
-        write_text(made, "\n".join(found))
-    names = made.read_text(encoding="utf-8").split("\n")
-    return {name: load_vector(_file(store, name)) for name in names}
-
-
-def test_arms(
-    spec: Spec,
-    alpha: float,
-    vector: SteeringVector,
-    found: Mapping[str, SteeringVector],
-) -> dict[str, Arm]:
-    """All arms of the test by name; they share their random numbers but for v_again."""
-    scope = scope_named(spec.scope)
-    arms = {
-        "unsteered": Arm(),
-        "v": Arm(Add(vector, alpha, scope)),
-        "v_again": Arm(Add(vector, alpha, scope), noise=1),
-        "minus_v": Arm(Add(vector, -alpha, scope)),
-    }
-    return arms | {name: Arm(Add(w, alpha, scope)) for name, w in found.items()}
-
-
-def dose_arms(spec: Spec, vector: SteeringVector) -> dict[str, Arm]:
-    """Unsteered, and v at every strength of the curve in both directions."""
-    unit = abs(spec.alpha) if spec.alpha is not None else 1.0
-    alphas = [sign * unit * a for sign in (1, -1) for a in ALPHAS]
-    scope = scope_named(spec.scope)
-    arms = {f"dose[{alpha:g}]": Arm(Add(vector, alpha, scope)) for alpha in alphas}
-    return {"unsteered": Arm(), **arms}
-
-
-def median_norm(lm: LanguageModel, inputs: Inputs) -> float:
-    """Median norm of h at the last prompt token of the dose prompts."""
-    spec = inputs.spec
-    assert spec.layer is not None
-    reader = Reader(spec.layer, chat=spec.chat)
-    rows = reader.read(lm, [Text(prompt) for prompt in inputs.dose_prompts])
-    return float(torch.linalg.vector_norm(rows, dim=-1).median())
-
-
-def _made_controls(
-    lm: LanguageModel, inputs: Inputs, vector: SteeringVector
-) -> dict[str, SteeringVector]:
-    spec = inputs.spec
-    found: dict[str, SteeringVector] = {}
-    for j in range(spec.num_perpendicular):
-        perp = controls.perpendicular(vector, seed=_seed(spec, "perp", j))
-        parent = f"v + {perp.provenance.parent}"
-        found[f"v_plus_perp[{j}]"] = controls.total(vector, perp, parent)
-        found[f"perp[{j}]"] = perp
-    flips = spec.num_random // 2 if len(inputs.pairs) >= FEWEST_PAIRS_TO_FLIP else 0
-    for k in range(spec.num_random - flips):
-        seed = _seed(spec, "random", k)
-        found[f"random[{k}]"] = controls.random_direction(vector, seed=seed)
-    if flips:
-        drawn = controls.sign_flips(
-            lm, vector, inputs.pairs, _reader(spec), num=flips, seed=spec.seed
-        )
-        found |= {f"sign_flip[{k}]": flipped for k, flipped in enumerate(drawn)}
-    for name in _other_traits(inputs):
-        rest = texts.trait(name)
-        num = min(len(inputs.pairs), len(rest.all_pairs))
-        pairs = rest.pairs(num, seed=spec.seed)
-        other = mean_difference(lm, pairs, _reader(spec)).vector
-        found[f"other_trait[{name}]"] = controls.rescaled(other, vector)
-    return found
-
-
-def _other_traits(inputs: Inputs) -> list[str]:
-    trait = inputs.trait
-    if trait is None or trait.name not in texts.TRAITS or not inputs.pairs:
-        return []
-    return [name for name in texts.TRAITS if name != trait.name]
-
-
-def _reader(spec: Spec) -> Reader:
-    assert spec.layer is not None
-    return Reader(spec.layer, Position(spec.position), spec.chat)
-
-
-def _seed(spec: Spec, family: str, index: int) -> int:
-    """A seed for each direction of each family; runs with other seeds share none."""
-    return int(texts.short_hash(f"{spec.seed} {family} {index}"), 16) >> 1
-
-
-def _file(store: Store, name: str) -> Path:
-    return store.vectors / f"{name.replace('[', '-').replace(']', '')}.safetensors"
-
-
 def _probe_hash(spec: Spec, probe: Probe) -> str:
     """Of the words or the code that score, and of how well they passed the gate."""
     file, _, function = spec.probe.rpartition(":")
     code = Path(file).read_bytes() if file.endswith(".py") else b""
     return texts.short_hash(
-        repr((function, code, probe.words, probe.auc, probe.num_labelled))
+        repr((function, code, probe.kind, probe.words, probe.auc, probe.num_labelled))
+        + repr(sorted(probe.record.items()))
     )
 
 
@@ -321,8 +221,55 @@ def _pairs(
     return trait.pairs(spec.num_pairs, seed=spec.seed), []
 
 
+def _environment(
+    spec: Spec,
+    name: str,
+    trait: Trait | None,
+    fit: Sequence[ContrastPair],
+    dose: Sequence[str],
+    test: Sequence[str],
+) -> tuple[str, ...]:
+    """Prompts of one environment's test; the run's own has those of its test."""
+    num = spec.num_environment_prompts
+    if name == spec.environment:
+        return tuple(test[:num])
+    known = trait.environments if trait else {}
+    candidates = (
+        known[name].prompts if name in known else texts.environment(name).prompts
+    )
+    seen = {text.prompt for pair in fit for text in (pair.positive, pair.negative)}
+    seen |= set(dose)
+    usable = [text for text in dict.fromkeys(candidates) if text not in seen][:num]
+    if len(usable) < 2:
+        raise BadPrompts(
+            f"the environment {name!r} has {len(usable)} prompts that the vector was "
+            "not extracted from; at least 2 are needed.",
+            remedy="Add prompts to it, or leave it out of --environments.",
+        )
+    return tuple(usable)
+
+
+def _environment_pairs(
+    spec: Spec, trait: Trait | None, fit: Sequence[ContrastPair]
+) -> dict[str, tuple[ContrastPair, ...]]:
+    """Pairs to extract a vector from in each environment but the run's own."""
+    found = {}
+    for name in spec.environments:
+        if trait is None or not fit or name == spec.environment:
+            continue
+        there = trait.environments.get(name)
+        if there is not None and len(there.pairs) >= 2:
+            num = min(spec.num_pairs, len(there.pairs))
+            drawn = trait.pairs(num, seed=spec.seed, environment=name)
+            found[name] = tuple(drawn)
+    return found
+
+
 def _prompts(
-    spec: Spec, fit: Sequence[ContrastPair], held_out: Sequence[ContrastPair]
+    spec: Spec,
+    trait: Trait | None,
+    fit: Sequence[ContrastPair],
+    held_out: Sequence[ContrastPair],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Prompts of the dose curve and of the test, disjoint, none of them in `fit`."""
     if spec.prompts:
@@ -332,6 +279,8 @@ def _prompts(
         # bootstrap over prompts takes them for independent ones.
         sides = [(pair.positive.prompt, pair.negative.prompt) for pair in held_out]
         candidates = [side[i % 2] for i, side in enumerate(sides)]
+    elif trait is not None and spec.environment in trait.environments:
+        candidates = list(trait.environments[spec.environment].prompts)
     else:
         candidates = list(texts.environment(spec.environment).prompts)
     seen = {text.prompt for pair in fit for text in (pair.positive, pair.negative)}
@@ -366,4 +315,5 @@ def _probe(spec: Spec, trait: Trait | None) -> Probe | None:
         return load_probe(spec.probe, labelled)
     if trait is None or not trait.probe:
         return None
-    return lexical_probe(trait.name, trait.probe)
+    folder = Path(spec.trait).parent if Path(spec.trait).is_file() else Path()
+    return probe_from(trait.name, trait.probe, folder=folder)

@@ -16,7 +16,9 @@ from typing import Any
 
 from steergauge.errors import BadSpec
 
-AUDITS = ("plumbing", "manipulation", "equivalence", "divergence")
+PAPER_TRAITS = ("formality", "politeness", "humor")
+CORE = ("plumbing", "manipulation", "equivalence", "divergence")
+AUDITS = (*CORE, "replication", "scale", "logits", "environments", "reliability")
 
 PERPLEXITY_LIMIT = 1.5
 """A text is coherent while its perplexity under the unsteered model is at most so many
@@ -25,8 +27,24 @@ times that of unsteered texts."""
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"num_prompts": 50, "samples": 4, "max_new_tokens": 32},
     "standard": {"num_prompts": 100, "samples": 10, "max_new_tokens": 48},
+    "paper": {
+        "num_prompts": 100,
+        "samples": 10,
+        "max_new_tokens": 32,
+        "num_perpendicular": 10,
+        "alpha": 1.0,
+        "alphas": (0.5, 1.0, 2.0),
+        "environments": (
+            "in-distribution",
+            "topic-shift",
+            "genre-shift",
+            "safety-style",
+        ),
+        "audits": AUDITS,
+    },
 }
-"""quick: about a minute on the reference model; standard: the sizes of a paper."""
+"""quick: about a minute on the reference model; standard: more of the same; paper: the
+experiments of arXiv 2602.06801, whose number of tokens a text is not printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +64,23 @@ class Spec:
         other_model: accept vectors that were extracted from another model.
         prompts: file of neutral prompts, instead of the environment's.
         environment: built-in family of neutral prompts.
+        environments: families of prompts to extract from and to test on, crossed.
         probe: words.toml or file.py:function, instead of the trait's.
         labelled: file of labelled texts for the probe's gate.
         layer: block whose output is read and written; None means the middle one.
         position: which token's stream stands for a text of a pair.
         scope: positions that are steered.
         alpha: strength; None means the one that the dose curve recommends.
+        alphas: strengths at which v + v_perp is compared with v.
+        published_code: also run the published code's variant: read and write one
+            block apart, and score the prompt with the text.
         audits: which audits to run.
         num_pairs: contrast pairs to extract from.
         num_prompts: prompts of the test.
         num_dose_prompts: prompts of the dose curve; never prompts of the test.
+        num_environment_prompts: prompts of the test in each of `environments`.
         samples: responses a prompt and arm.
+        environment_samples: the same in `environments`.
         max_new_tokens: longest response.
         temperature: of the sampling, above 0.
         num_perpendicular: random directions v_perp.
@@ -80,17 +104,22 @@ class Spec:
     other_model: bool = False
     prompts: str = ""
     environment: str = "in-distribution"
+    environments: tuple[str, ...] = ()
     probe: str = ""
     labelled: str = ""
     layer: int | None = None
     position: str = "last"
     scope: str = "generating"
     alpha: float | None = None
-    audits: tuple[str, ...] = AUDITS
+    alphas: tuple[float, ...] = ()
+    published_code: bool = False
+    audits: tuple[str, ...] = CORE
     num_pairs: int = 50
     num_prompts: int = 50
     num_dose_prompts: int = 24
+    num_environment_prompts: int = 50
     samples: int = 4
+    environment_samples: int = 4
     max_new_tokens: int = 32
     temperature: float = 1.0
     num_perpendicular: int = 5
@@ -113,7 +142,9 @@ class Spec:
             "num_pairs": 2,
             "num_prompts": 2,
             "num_dose_prompts": 1,
+            "num_environment_prompts": 2,
             "samples": 1,
+            "environment_samples": 1,
             "max_new_tokens": 1,
             "num_perpendicular": 1,
             "num_random": 1,
@@ -140,10 +171,30 @@ class Spec:
                 "strength must be finite.",
                 remedy="Leave --alpha out to have one recommended.",
             )
+        self._check_sets()
         if not (0 < self.margin < 1 and 0 < self.budget < 1):
             raise BadSpec(
                 f"margin is {self.margin} and budget {self.budget}; both are shares "
                 "between 0 and 1."
+            )
+
+    def _check_sets(self) -> None:
+        """Refuse audits that lack what they compare."""
+        if not all(0 < abs(alpha) < math.inf for alpha in self.alphas):
+            raise BadSpec(
+                f"alphas are {self.alphas}; each must be finite and not 0.",
+                cause="At 0 both vectors are the unsteered model, by construction.",
+            )
+        for audit, given in (("scale", "alphas"), ("environments", "environments")):
+            if audit in self.audits and not getattr(self, given):
+                raise BadSpec(
+                    f"the audit {audit!r} was asked for, and `{given}` is empty.",
+                    remedy=f"Give {given}, or --preset paper, which has them.",
+                )
+        if "replication" in self.audits and self.samples < 2:
+            raise BadSpec(
+                "the audit 'replication' needs at least 2 samples a prompt.",
+                cause="Its correlations are corrected by the spread between samples.",
             )
 
     def to_table(self) -> dict[str, Any]:
@@ -185,6 +236,33 @@ def spec_from(
     return Spec(**values)
 
 
+def specs_from(
+    table: Mapping[str, Any], *, preset: str = "quick", **changes: Any
+) -> dict[str, Spec]:
+    """One spec a trait, by the trait's name; several if `trait` is a list.
+
+    The preset `paper` without trait, pairs or vector means the paper's three traits.
+
+    Raises:
+        BadSpec: as `spec_from`, or a trait is named twice.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    merged = {**table, **given}
+    traits = merged.pop("trait", "")
+    if not any((traits, merged.get("pairs"), merged.get("vector"))):
+        traits = list(PAPER_TRAITS) if preset == "paper" else ""
+    if isinstance(traits, str):
+        traits = [traits]
+    if not isinstance(traits, list | tuple) or len({*traits}) != len(traits):
+        raise BadSpec(
+            f"trait is {traits!r}; expected a name, or a list of different names."
+        )
+    return {
+        name: spec_from({**merged, "trait": name} if name else merged, preset=preset)
+        for name in traits
+    }
+
+
 def read_spec(path: str | Path) -> dict[str, Any]:
     """The spec's table in a TOML file; a finished run's `run.toml` serves as well.
 
@@ -204,17 +282,36 @@ def read_spec(path: str | Path) -> dict[str, Any]:
 
 def _typed(key: str, value: Any, hint: Any) -> Any:
     """`value` as its field's type, or BadSpec."""
+    if typing.get_origin(hint) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        found = _items(items, typing.get_args(hint)[0])
+        if found is not None:
+            return found
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if tuple in {typing.get_origin(kind) for kind in kinds}:
-        split = isinstance(value, str)
-        items = [part.strip() for part in value.split(",")] if split else value
-        if isinstance(items, list | tuple) and all(isinstance(i, str) for i in items):
-            return tuple(items)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) in kinds:
         return value
     raise BadSpec(
         f"{key} is {value!r}, of type {type(value).__name__}; expected "
-        f"{' or '.join(getattr(kind, '__name__', str(kind)) for kind in kinds)}."
+        f"{' or '.join(_kind_name(kind) for kind in kinds)}."
     )
+
+
+def _items(items: Any, kind: type) -> tuple[Any, ...] | None:
+    """A list's items as `kind`, or None; numbers may come as text."""
+    if not isinstance(items, list | tuple):
+        return None
+    if kind is str:
+        good = all(isinstance(item, str) for item in items)
+        return tuple(item.strip() for item in items) if good else None
+    if any(isinstance(item, bool) for item in items):
+        return None
+    try:
+        return tuple(kind(item) for item in items)
+    except (TypeError, ValueError):
+        return None
+
+
+def _kind_name(kind: Any) -> str:
+    return str(kind) if typing.get_origin(kind) else getattr(kind, "__name__", "None")

@@ -1,0 +1,223 @@
+"""T5, the ratio R of next-token logits, beside the number that geometry alone gives.
+
+The paper's Appendix A divides two distances (arXiv 2602.06801, eq. 10)::
+
+    R = mean ||o(v) - o(v + v_perp)|| / mean ||o(v) - o(v_rand)||
+
+and reads R < 1 as evidence of equivalence. But the denominator holds v's own effect
+and the numerator does not. In the linear regime, with G = J'J, g = v^'G v^ (v^ of
+length 1) and random directions of v's norm,
+
+    R_null^2 = [ (tr G - g) / (d - 1) ] / [ g + tr G / d ]  ~  1 / (1 + rho),
+
+    rho = g / (tr G / d),
+
+so R < 1 whenever rho > 1/d, for every v. T = R_rms^2 / R_null^2 says what is left to
+explain; its null is 1. *R matched*, ||o(v) - o(v + v_perp)|| over ||o(v) - o(v + r)||
+with r random of the same norm, holds v's own effect on neither side. Its null is
+sqrt((d - rho) / (d - 1)), for r has a part along v: 1 unless v holds much of tr G.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from steergauge.audits.finding import Control, Finding, Verdict
+from steergauge.paper import published
+from steergauge.statistics import Draws, Estimate, Table, estimate, two_way_bootstrap
+
+Norms = Float[np.ndarray, "_ prompts"]
+"""One row a direction, with as many as its family has."""
+
+TOLERANCE = 0.25
+"""|T - 1| below it counts as explained, whatever the interval."""
+
+UNBOUNDED = 1e6
+"""Largest quotient that is reported; an interval that reaches it has no upper end."""
+
+PUBLISHED = (5, 3)
+"""Directions v_perp and v_rand that the paper's ratio averages over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Next-token distances of arms from v, as tables (directions, prompts).
+
+    Attributes:
+        perp: ||o(v) - o(v + v_perp)||.
+        random: ||o(v) - o(v_rand)||.
+        random_added: ||o(v) - o(v + v_rand)||.
+        gain: ||J v^||^2, one row.
+        random_gain: ||J u||^2 of random directions u.
+        measures: per family of arms and measure (agreement, overlap, kl, js, tv, l2,
+            l2_centred), each against v.
+        d_model: width of the stream.
+    """
+
+    perp: Norms
+    random: Norms
+    random_added: Norms
+    gain: Norms
+    random_gain: Norms
+    measures: Mapping[str, Mapping[str, Norms]]
+    d_model: int
+
+
+def logits(seen: Distances, *, seed: int = 0) -> Finding:
+    """Whether R is what the gain of v alone makes it.
+
+    Args:
+        seen: distances and gains.
+        seed: of the bootstrap.
+    """
+    tables = {
+        "perp": seen.perp**2,
+        "random": seen.random**2,
+        "added": seen.random_added**2,
+        "gain": seen.gain,
+        "random_gain": seen.random_gain,
+    }
+    draws = two_way_bootstrap(tables, seed=seed)
+    point = {name: np.array([table.mean()]) for name, table in tables.items()}
+    numbers = {
+        name: _interval(
+            float(formula(point, seen.d_model)[0]), formula(draws, seen.d_model)
+        )
+        for name, formula in _FORMULAS.items()
+    }
+    ratio = published.logit_ratio(
+        seen.perp[: PUBLISHED[0]], seen.random[: PUBLISHED[1]]
+    )
+    excess = numbers["excess"]
+    verdict = _verdict(excess)
+    measures = {
+        family: {name: _mean(table, seed) for name, table in columns.items()}
+        for family, columns in seen.measures.items()
+    }
+    return Finding(
+        audit="logits",
+        code="T5",
+        subject="",
+        claim="R is what the gain of v alone makes it, for any v of this gain.",
+        quantity="T = R_rms^2 / R_null^2",
+        estimate=excess,
+        null="T = 1",
+        verdict=verdict,
+        reasons=tuple(_reasons(ratio, numbers, measures)),
+        controls=_controls(measures),
+        num_prompts=seen.perp.shape[1],
+        num_samples=1,
+        details={
+            "ratio_published": ratio,
+            **{name: _plain(number) for name, number in numbers.items()},
+            "measures": {
+                family: {name: _plain(number) for name, number in columns.items()}
+                for family, columns in measures.items()
+            },
+            "d_model": seen.d_model,
+        },
+    )
+
+
+def _ratio(x: Mapping[str, Draws], d: int) -> Draws:
+    del d
+    return np.sqrt(_share(x["perp"], x["random"]))
+
+
+def _gain_ratio(x: Mapping[str, Draws], d: int) -> Draws:
+    del d
+    return _share(x["gain"], x["random_gain"])
+
+
+def _null(x: Mapping[str, Draws], d: int) -> Draws:
+    """R_null, from g and tr G = d E[random gain]."""
+    top = (d * x["random_gain"] - x["gain"]) / (d - 1)
+    return np.sqrt(_share(top, x["gain"] + x["random_gain"]))
+
+
+def _excess(x: Mapping[str, Draws], d: int) -> Draws:
+    return _share(_ratio(x, d) ** 2, _null(x, d) ** 2)
+
+
+def _matched(x: Mapping[str, Draws], d: int) -> Draws:
+    del d
+    return np.sqrt(_share(x["perp"], x["added"]))
+
+
+_FORMULAS = {
+    "ratio_rms": _ratio,
+    "rho": _gain_ratio,
+    "ratio_null": _null,
+    "excess": _excess,
+    "ratio_matched": _matched,
+}
+
+
+def _share(top: Draws, bottom: Draws) -> Draws:
+    """A quotient of means that cannot be negative, though stretched draws may be.
+
+    Where the denominator cannot be told from 0 it is `UNBOUNDED` and not infinite,
+    which could neither be stored nor read.
+    """
+    top = np.maximum(top, 0.0)
+    return top / np.maximum(bottom, np.maximum(top / UNBOUNDED, 1e-300))
+
+
+def _interval(value: float, draws: Draws) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(value, float(low), float(high))
+
+
+def _mean(table: Table, seed: int) -> Estimate:
+    return estimate(table, two_way_bootstrap({"": table}, seed=seed)[""])
+
+
+def _plain(seen: Estimate) -> list[float]:
+    return [seen.value, seen.low, seen.high]
+
+
+def _verdict(excess: Estimate) -> Verdict:
+    explained = excess.low <= 1 <= excess.high or abs(excess.value - 1) < TOLERANCE
+    return Verdict.EXPLAINED if explained else Verdict.NONLINEAR
+
+
+def _reasons(
+    ratio: float,
+    numbers: Mapping[str, Estimate],
+    measures: Mapping[str, Mapping[str, Estimate]],
+) -> list[str]:
+    rho, null, excess = (numbers[key] for key in ("rho", "ratio_null", "excess"))
+    reasons = [
+        f"R = {ratio:.3f} as published; a step along v moves the logits "
+        f"{rho.value:.2f} [{rho.low:.2f}, {rho.high:.2f}] times as much (squared) as a "
+        f"random step, which alone gives R = {null.value:.3f} [{null.low:.3f}, "
+        f"{null.high:.3f}].",
+        f"T = {excess.value:.2f} [{excess.low:.2f}, {excess.high:.2f}]: R holds "
+        + (
+            "nothing beyond that."
+            if _verdict(excess) is Verdict.EXPLAINED
+            else "more than first-order geometry; the steps are long enough to bend."
+        ),
+    ]
+    if {"v_plus_perp", "unsteered"} <= set(measures):
+        same, without = (
+            measures[key]["agreement"].value for key in ("v_plus_perp", "unsteered")
+        )
+        reasons.append(
+            f"The likeliest token agrees with v's in {same:.0%} of prompts under "
+            f"v + v_perp, and in {without:.0%} without any steering."
+        )
+    return reasons
+
+
+def _controls(
+    measures: Mapping[str, Mapping[str, Estimate]],
+) -> tuple[Control, ...]:
+    again = measures.get("v_recomputed")
+    if again is None:
+        return ()
+    expected = "v through another compute path agrees with itself in 99 % of prompts"
+    seen = again["agreement"]
+    return (Control("v_recomputed", expected, seen, "", seen.value >= 0.99),)

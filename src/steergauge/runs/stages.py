@@ -1,0 +1,356 @@
+"""The stages of a run: cells of work one after another, kept in the store.
+
+A cell is a block of prompts under all arms, so prefills and noise are shared within
+it. Texts are scored in cells of their own: a probe may be slow, cost money, or answer
+otherwise when asked again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+from steergauge import scoring
+from steergauge.audits import controls
+from steergauge.audits.finding import Finding
+from steergauge.audits.plumbing import plumbing
+from steergauge.generation import Arm, Decoding, Sample, generate
+from steergauge.intervention import Add, Scope, scope_named
+from steergauge.next_token import gains, next_token_distances
+from steergauge.prompts import Text, encode
+from steergauge.runs.plan import Inputs
+from steergauge.runs.spec import Spec
+from steergauge.runs.store import Rows, Store
+from steergauge.scoring import Continuation
+from steergauge.split import LanguageModel
+from steergauge.vector import SteeringVector
+
+NUM_RANDOM_SCORED = 5
+"""Random directions whose texts' divergence is computed, as a control of T4."""
+
+PUBLISHED_LENGTH = 512
+"""Characters of prompt and continuation that the published code scores."""
+
+_LABELS = {"dose": "dose curve"}
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Who is told how far the work is."""
+
+    def begin(self, label: str, total: int) -> None:
+        """A stage of `total` units begins."""
+
+    def advance(self, num: int) -> None:
+        """`num` more units of the stage are done."""
+
+
+class Silent:
+    """Tells nobody."""
+
+    def begin(self, label: str, total: int) -> None:
+        """Nothing."""
+
+    def advance(self, num: int) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Every piece of a run that costs time, cut into cells that survive a kill."""
+
+    lm: LanguageModel
+    inputs: Inputs
+    store: Store
+    progress: Progress
+
+    @property
+    def spec(self) -> Spec:
+        """The run's, with its layer resolved."""
+        return self.inputs.spec
+
+    def plumbing(self, vector: SteeringVector, alpha: float) -> Finding:
+        """T0 on the first prompts of the dose curve."""
+        spec = self.spec
+        self.progress.begin("T0 plumbing", 1)
+
+        def make() -> Finding:
+            return plumbing(
+                self.lm,
+                Add(vector, alpha, scope_named(spec.scope)),
+                self.inputs.dose_prompts,
+                chat=spec.chat,
+                max_new_tokens=spec.max_new_tokens,
+                temperature=spec.temperature,
+                seed=spec.seed,
+            )
+
+        found = self.store.finding("plumbing", make)
+        self.progress.advance(1)
+        return found
+
+    def texts(
+        self,
+        stage: str,
+        arms: Mapping[str, Arm],
+        prompts: Sequence[str],
+        samples: int,
+    ) -> Rows:
+        """Texts of all arms on all prompts with their scores, by cells of prompts."""
+        spec = self.spec
+        decoding = Decoding(spec.max_new_tokens, spec.temperature, seed=spec.seed)
+
+        def make(block: Sequence[str], start: int) -> Rows:
+            drawn = generate(
+                self.lm,
+                block,
+                arms,
+                samples=samples,
+                decoding=decoding,
+                chat=spec.chat,
+                batch_size=spec.batch_size,
+                other_model=True,
+                progress=self.progress.advance,
+            )
+            return [self._row(stage, sample, arms, start) for sample in drawn]
+
+        label = f"{_LABELS.get(stage, stage)}: texts"
+        rows = self._cells(stage, label, prompts, make, len(arms) * samples)
+        return self._with_scores(stage, rows)
+
+    def _with_scores(self, stage: str, texts: Rows) -> Rows:
+        """The rows with the probe's score of each text, or None without a probe."""
+        probe = self.inputs.probe
+        if probe is None:
+            return [row | {"score": None} for row in texts]
+
+        def make(block: Rows, start: int) -> Rows:
+            del start
+            scores = probe([self._scored_text(row) for row in block])
+            self.progress.advance(len(block))
+            return _scored(block, {"score": scores})
+
+        label = f"{_LABELS.get(stage, stage)}: scores"
+        scores = self._by_prompt(f"{stage}-scored", label, texts, make)
+        by_text = {_key(row): row["score"] for row in scores}
+        return [row | {"score": by_text[_key(row)]} for row in texts]
+
+    def _scored_text(self, row: Mapping[str, Any]) -> str:
+        """The continuation alone; what the published code scored, for its variant."""
+        if not row["arm"].startswith("code_"):
+            return row["text"]
+        prompt, _ = encode(self.lm, Text(row["prompt"]), chat=self.spec.chat)
+        whole = self.lm.tokenizer.decode(
+            [*prompt, *row["token_ids"]], skip_special_tokens=True
+        )
+        return whole[:PUBLISHED_LENGTH]
+
+    def _row(
+        self, stage: str, sample: Sample, arms: Mapping[str, Arm], start: int
+    ) -> dict[str, Any]:
+        arm = arms[sample.arm]
+        steering = arm.intervention
+        return {
+            "stage": stage,
+            "arm": sample.arm,
+            "prompt_index": start + sample.index,
+            "prompt": sample.prompt,
+            "sample": sample.sample,
+            "text": sample.text,
+            "finished": sample.finished,
+            "num_tokens": len(sample.token_ids),
+            "token_ids": list(sample.token_ids),
+            "alpha": steering.alpha if steering else 0.0,
+            "layer": steering.site.layer if steering else -1,
+            "seed": self.spec.seed,
+            "noise": arm.noise,
+        }
+
+    def dose_scores(self, arms: Mapping[str, Arm], texts: Rows) -> Rows:
+        """Per dose text: KL from unsteered, and -log P under the unsteered model."""
+
+        def make(block: Rows, start: int) -> Rows:
+            del start
+            out: Rows = []
+            for name, arm in arms.items():
+                rows = [row for row in block if row["arm"] == name]
+                continuations = self._continuations(rows)
+                nats = scoring.sequence_kl(
+                    self.lm,
+                    continuations,
+                    arm.intervention,
+                    {"unsteered": None},
+                    temperature=self.spec.temperature,
+                )["unsteered"]
+                nll = scoring.negative_log_likelihood(self.lm, continuations)
+                out += _scored(rows, {"nats": nats, "nll": nll})
+                self.progress.advance(len(rows))
+            return out
+
+        return self._by_prompt("dose-scores", "dose curve: KL", texts, make)
+
+    def divergences(self, arms: Mapping[str, Arm], texts: Rows) -> Rows:
+        """KL from v of every arm that T4 compares, on v's texts."""
+        others = {
+            name: arm.intervention
+            for name, arm in arms.items()
+            if _is_diverged_from(name)
+        }
+        own = [row for row in texts if row["arm"] == "v"]
+
+        def make(block: Rows, start: int) -> Rows:
+            del start
+            nats = scoring.sequence_kl(
+                self.lm,
+                self._continuations(block),
+                arms["v"].intervention,
+                others,
+                temperature=self.spec.temperature,
+            )
+            self.progress.advance(len(block))
+            return [
+                row
+                for name, values in nats.items()
+                for row in _scored(block, {"nats": values}, other=name)
+            ]
+
+        return self._by_prompt("divergences", "test: KL", own, make)
+
+    def next_tokens(
+        self, arms: Mapping[str, Arm], vector: SteeringVector, alpha: float
+    ) -> Rows:
+        """Distances from v's next-token logits, of every arm and of v + random."""
+        scope = self._prompt_scope
+        v = Add(vector, alpha, scope)
+        others: dict[str, Add | None] = {}
+        for name, arm in arms.items():
+            steering = arm.intervention
+            if steering is None:
+                others[name] = None
+            elif _is_compared_at_the_next_token(name):
+                others[name] = replace(steering, scope=scope)
+                if name.startswith("random"):
+                    total = controls.total(vector, steering.vector, f"v + {name}")
+                    others[f"v_plus_{name}"] = Add(total, alpha, scope)
+
+        def make(block: Sequence[str], start: int) -> Rows:
+            found = next_token_distances(self.lm, block, v, others, chat=self.spec.chat)
+            self.progress.advance(len(block))
+            return _shifted(found, start)
+
+        prompts = self.inputs.test_prompts
+        return self._cells("next-token", "next token: distances", prompts, make, 1)
+
+    def gains(
+        self, vector: SteeringVector, alpha: float, directions: Sequence[SteeringVector]
+    ) -> Rows:
+        """First-order gain of v and of random directions at the next token."""
+        v = Add(vector, alpha, self._prompt_scope)
+
+        def make(block: Sequence[str], start: int) -> Rows:
+            found = gains(self.lm, block, v, directions, chat=self.spec.chat)
+            self.progress.advance(len(block))
+            return _shifted(found, start)
+
+        prompts = self.inputs.test_prompts
+        return self._cells("gains", "next token: gains", prompts, make, 1)
+
+    @property
+    def _prompt_scope(self) -> Scope:
+        """The run's scope, or one that reaches the prompt's last token if it does not.
+
+        The next token after a prompt cannot see a step that begins after it.
+        """
+        scope = scope_named(self.spec.scope)
+        return Scope.GENERATING if scope is Scope.RESPONSE else scope
+
+    def likelihoods(self, texts: Rows) -> Rows:
+        """The coherence of v's, -v's and unsteered texts under the unsteered model."""
+        own = [row for row in texts if row["arm"] in ("unsteered", "v", "minus_v")]
+
+        def make(block: Rows, start: int) -> Rows:
+            del start
+            rows = self._continuations(block)
+            nll = scoring.negative_log_likelihood(self.lm, rows)
+            self.progress.advance(len(block))
+            return _scored(block, {"nll": nll})
+
+        return self._by_prompt("likelihoods", "test: coherence", own, make)
+
+    def _continuations(self, rows: Rows) -> list[Continuation]:
+        chat = self.spec.chat
+        return [
+            Continuation(
+                encode(self.lm, Text(row["prompt"]), chat=chat)[0], row["token_ids"]
+            )
+            for row in rows
+        ]
+
+    def _by_prompt(
+        self, name: str, label: str, texts: Rows, make: Callable[[Rows, int], Rows]
+    ) -> Rows:
+        """Cells over texts, cut at the same prompts as the cells that made them."""
+        by_prompt: dict[int, Rows] = {}
+        for row in texts:
+            by_prompt.setdefault(row["prompt_index"], []).append(row)
+        groups = [by_prompt[index] for index in sorted(by_prompt)]
+
+        def flat(block: Sequence[Rows], start: int) -> Rows:
+            return make([row for group in block for row in group], start)
+
+        return self._cells(name, label, groups, flat, len(texts) // len(groups))
+
+    def _cells(
+        self,
+        name: str,
+        label: str,
+        items: Sequence[Any],
+        make: Callable[[Any, int], Rows],
+        units: int,
+    ) -> Rows:
+        """Rows of all cells of `items`; only missing cells are made."""
+        size = self.spec.prompts_per_cell
+        self.progress.begin(label, len(items) * units)
+        rows: Rows = []
+        for start in range(0, len(items), size):
+            block = items[start : start + size]
+            cell = f"{name}-{start // size:04d}"
+            if self.store.has_cell(cell):
+                self.progress.advance(len(block) * units)
+            rows += self.store.cell(cell, lambda b=block, s=start: make(b, s))
+        return rows
+
+
+def _scored(rows: Rows, values: Mapping[str, Any], **constant: str) -> Rows:
+    """Rows of numbers that refer to texts by arm, prompt and sample."""
+    return [
+        {
+            "arm": row["arm"],
+            "prompt_index": row["prompt_index"],
+            "sample": row["sample"],
+            "num_tokens": row["num_tokens"],
+            **constant,
+            **{key: float(column[i]) for key, column in values.items()},
+        }
+        for i, row in enumerate(rows)
+    ]
+
+
+def _shifted(rows: Rows, start: int) -> Rows:
+    """Rows of a block with the prompts' places in the whole."""
+    return [row | {"prompt_index": start + row["prompt_index"]} for row in rows]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return row["arm"], row["prompt_index"], row["sample"]
+
+
+def _is_diverged_from(name: str) -> bool:
+    """Whether T4 computes the divergence of v's texts from the arm."""
+    if name.startswith("random"):
+        return name in [f"random[{k}]" for k in range(NUM_RANDOM_SCORED)]
+    own = name == "v" or name.startswith(("v_again", "v_plus_perp_fresh"))
+    return not (own or "@" in name or name.startswith(("sign_flip", "code_")))
+
+
+def _is_compared_at_the_next_token(name: str) -> bool:
+    return _is_diverged_from(name) or name.startswith("random")
