@@ -168,6 +168,7 @@ def test_every_verb_has_help_that_names_its_options(verb, steergauge):
         "steer": ["--vector", "--prompt", "--alpha", "--compare", "--scope"],
         "audit": ["--out", "--against", "--probe", "--preset", "--config", "--audits"],
         "report": ["{folder}"],
+        "paper-tables": ["--markdown"],
         "demo": ["--out", "--trait"],
     }
     for option in options[verb]:

@@ -163,7 +163,7 @@ def test_a_vector_against_itself_differs_by_exactly_nothing():
         0.0,
         0.0,
     )
-    assert seen.prompts_to_decide == 0
+    assert 0 < seen.prompts_to_decide < 10  # the variance of m L(v) alone
 
 
 def test_without_a_second_vector_there_is_a_lift_and_no_comparison():

@@ -74,4 +74,6 @@ def test_the_verdicts_are_those_of_the_specification_and_print_as_words():
         "DIFFERENT",
         "INCONCLUSIVE",
         "UNINFORMATIVE",
+        "EXPLAINED BY GEOMETRY",
+        "NONLINEAR",
     }

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from steergauge.audits.finding import Control, Finding, Verdict
+from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
 from steergauge.paper import published
 from steergauge.statistics import Draws, Estimate, Table, estimate, two_way_bootstrap
 
@@ -93,7 +93,7 @@ def logits(seen: Distances, *, seed: int = 0) -> Finding:
     excess = numbers["excess"]
     verdict = _verdict(excess)
     measures = {
-        family: {name: _mean(table, seed) for name, table in columns.items()}
+        family: {name: _mean(family, table, seed) for name, table in columns.items()}
         for family, columns in seen.measures.items()
     }
     return Finding(
@@ -170,8 +170,9 @@ def _interval(value: float, draws: Draws) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def _mean(table: Table, seed: int) -> Estimate:
-    return estimate(table, two_way_bootstrap({"": table}, seed=seed)[""])
+def _mean(family: str, table: Table, seed: int) -> Estimate:
+    draws = two_way_bootstrap({family: table}, fixed=FIXED_FAMILIES, seed=seed)
+    return estimate(table, draws[family])
 
 
 def _plain(seen: Estimate) -> list[float]:
