@@ -143,7 +143,7 @@ def test_prompts_keep_their_places_in_more_than_one_batch():
     prompts = [f"{prompt} {i}" for i in range(4) for prompt in PROMPTS]
     assert len(prompts) > PROMPTS_AT_ONCE
     rows = next_token_distances(lm, prompts, v, {"unsteered": None})
-    gained = gains(lm, prompts, v, [])
+    gained = gains(lm, prompts, v, {})
     for index in (0, PROMPTS_AT_ONCE - 1, PROMPTS_AT_ONCE, len(prompts) - 1):
         (alone, _) = next_token_distances(lm, [prompts[index]], v, {"unsteered": None})
         (here,) = (
@@ -169,10 +169,11 @@ def dense_gain(lm, prompt: str, unit: torch.Tensor, scope: Scope) -> float:
 @pytest.mark.parametrize("scope", [Scope.GENERATING, Scope.ALL])
 def test_gains_are_those_of_the_dense_jacobian(scope):
     lm = tiny("gpt2", dtype=torch.float64)
-    v, random = vector(0, norm=0.5), [vector(2, norm=0.5), vector(3, norm=0.5)]
+    v = vector(0, norm=0.5)
+    others = {"a": vector(2, norm=0.5), "b": vector(3, norm=0.5)}
     prompts = PROMPTS[:3]
-    rows = gains(lm, prompts, Add(v, 1.5, scope), random)
-    units = {"v": v} | {f"random[{k}]": u for k, u in enumerate(random)}
+    rows = gains(lm, prompts, Add(v, 1.5, scope), others)
+    units = {"v": v, **others}
     assert len(rows) == len(prompts) * len(units)
     for row in rows:
         direction = units[row["direction"]].direction.double()
@@ -187,9 +188,9 @@ def test_gains_are_those_of_the_dense_jacobian(scope):
 def test_gains_do_not_depend_on_strength_or_sign():
     lm, prompts = tiny("llama"), PROMPTS[:2]
     v = Add(vector(0), 1.0)
-    plain = gains(lm, prompts, v, [])
+    plain = gains(lm, prompts, v, {})
     for alpha in (-1.0, 7.0):
-        assert gains(lm, prompts, replace(v, alpha=alpha), []) == plain
+        assert gains(lm, prompts, replace(v, alpha=alpha), {}) == plain
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -201,7 +202,8 @@ def test_gains_do_not_depend_on_strength_or_sign():
 )
 @pytest.mark.parametrize("norm", [1.0, 4.0])
 def test_gains_are_the_same_in_every_precision(family, dtype, tolerance, norm):
-    v, random = Add(vector(0, norm)), [vector(k, norm) for k in range(2, 6)]
+    v = Add(vector(0, norm))
+    random = {str(k): vector(k, norm) for k in range(2, 6)}
     exact, ours = (
         torch.tensor(
             [row["gain"] for row in gains(tiny(family, dtype=d), PROMPTS, v, random)]

@@ -77,22 +77,21 @@ def gains(
     lm: LanguageModel,
     prompts: Sequence[str],
     reference: Add,
-    directions: Sequence[SteeringVector],
+    directions: Mapping[str, SteeringVector],
     *,
     chat: bool | None = None,
 ) -> Rows:
-    """||J u||^2 per prompt, for u = v and for random directions, in logits^2 / norm^2.
+    """||J u||^2 per prompt, for u = v and other directions, in logits^2 / norm^2.
 
     Args:
         lm: the model.
         prompts: where J is taken, at the unsteered state.
         reference: v, with the scope that is looked at.
-        directions: random directions of v's norm.
+        directions: others of v's norm, by name.
         chat: through the chat template; None means if there is one.
     """
     step = HALF_PRECISION_STEPS.get(lm.dtype, STEP)
-    probes = {"v": reference.vector}
-    probes |= {f"random[{k}]": u for k, u in enumerate(directions)}
+    probes = {"v": reference.vector, **directions}
     rows: Rows = []
     for start, batch in _batches(lm, prompts, chat):
         for name, vector in probes.items():

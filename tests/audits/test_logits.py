@@ -23,9 +23,7 @@ def distances(weights, v, *, seed=0, bend=lambda h: h, perps=PERPS) -> Distances
     rng = np.random.default_rng([1, seed])
     d, norm = len(v), float(np.linalg.norm(v))
     states = rng.standard_normal((PROMPTS, d))
-    perp = random_units(rng, perps, d)
-    perp -= np.outer(perp @ v, v) / norm**2
-    perp *= norm / np.linalg.norm(perp, axis=1, keepdims=True)
+    perp = norm * across(random_units(rng, perps, d), v)
     random = norm * random_units(rng, RANDOMS, d)
 
     def output(step):
@@ -43,10 +41,18 @@ def distances(weights, v, *, seed=0, bend=lambda h: h, perps=PERPS) -> Distances
         random=np.stack([away(one) for one in random]),
         random_added=np.stack([away(v + one) for one in random]),
         gain=gain(v / norm)[None],
-        random_gain=np.stack([gain(one) for one in random_units(rng, GAINS, d)]),
+        perp_gain=np.stack(
+            [gain(one) for one in across(random_units(rng, GAINS, d), v)]
+        ),
         measures={},
         d_model=d,
     )
+
+
+def across(units: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Unit vectors with their part along v taken out."""
+    rest = units - np.outer(units @ v, v) / (v @ v)
+    return rest / np.linalg.norm(rest, axis=1, keepdims=True)
 
 
 def axis(d: int, index: int) -> np.ndarray:
@@ -180,7 +186,7 @@ def test_an_interval_without_an_upper_end_is_a_readable_number():
         random=seen.random[:3] * np.array([[1.0], [0.01], [0.01]]),
         random_added=seen.random_added[:3],
         gain=seen.gain,
-        random_gain=seen.random_gain[:3] * np.array([[1.0], [0.01], [0.01]]),
+        perp_gain=seen.perp_gain[:3] * np.array([[1.0], [0.01], [0.01]]),
         measures={},
         d_model=64,
     )

@@ -75,7 +75,7 @@ class Design:
                 random=table(1.0, 5),
                 random_added=table(0.6, 5),
                 gain=table(gain if self.ratio < 1 else 5.0, 1),
-                random_gain=table(1.0, 30),
+                perp_gain=table(1.0, 30),
                 measures=measures,
                 d_model=500,
             ),

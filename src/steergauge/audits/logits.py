@@ -50,7 +50,7 @@ class Distances:
         random: ||o(v) - o(v_rand)||.
         random_added: ||o(v) - o(v + v_rand)||.
         gain: ||J v^||^2, one row.
-        random_gain: ||J u||^2 of random directions u.
+        perp_gain: ||J u||^2 of random directions u perpendicular to v.
         measures: per family of arms and measure (agreement, overlap, kl, js, tv, l2,
             l2_centred), each against v.
         d_model: width of the stream.
@@ -60,7 +60,7 @@ class Distances:
     random: Norms
     random_added: Norms
     gain: Norms
-    random_gain: Norms
+    perp_gain: Norms
     measures: Mapping[str, Mapping[str, Norms]]
     d_model: int
 
@@ -77,7 +77,7 @@ def logits(seen: Distances, *, seed: int = 0) -> Finding:
         "random": seen.random**2,
         "added": seen.random_added**2,
         "gain": seen.gain,
-        "random_gain": seen.random_gain,
+        "perp_gain": seen.perp_gain,
     }
     draws = two_way_bootstrap(tables, seed=seed)
     point = {name: np.array([table.mean()]) for name, table in tables.items()}
@@ -127,14 +127,17 @@ def _ratio(x: Mapping[str, Draws], d: int) -> Draws:
 
 
 def _gain_ratio(x: Mapping[str, Draws], d: int) -> Draws:
-    del d
-    return _share(x["gain"], x["random_gain"])
+    return _share(x["gain"], _mean_gain(x, d))
+
+
+def _mean_gain(x: Mapping[str, Draws], d: int) -> Draws:
+    """Mean gain tr G / d, from v's gain and that of directions perpendicular to v."""
+    return ((d - 1) * x["perp_gain"] + x["gain"]) / d
 
 
 def _null(x: Mapping[str, Draws], d: int) -> Draws:
-    """R_null, from g and tr G = d E[random gain]."""
-    top = (d * x["random_gain"] - x["gain"]) / (d - 1)
-    return np.sqrt(_share(top, x["gain"] + x["random_gain"]))
+    """R_null; (tr G - g) / (d - 1) is what perpendicular directions gain."""
+    return np.sqrt(_share(x["perp_gain"], x["gain"] + _mean_gain(x, d)))
 
 
 def _excess(x: Mapping[str, Draws], d: int) -> Draws:

@@ -34,7 +34,7 @@ FEWEST = 3
 """Directions v_perp of each environment's vector."""
 
 NUM_GAINS = 32
-"""Random directions whose gain stands for the trace of J'J."""
+"""Perpendicular directions whose gain stands for the rest of the trace of J'J."""
 
 
 def extract_or_load(lm: LanguageModel, inputs: Inputs, store: Store) -> SteeringVector:
@@ -146,10 +146,13 @@ def environment_arms(
     return arms
 
 
-def gain_directions(spec: Spec, vector: SteeringVector) -> list[SteeringVector]:
-    """Random directions whose mean gain is tr(J'J) / d_model."""
+def gain_directions(spec: Spec, vector: SteeringVector) -> dict[str, SteeringVector]:
+    """Random directions perpendicular to v: tr(J'J) without v's own share."""
     seeds = [_seed(spec, "gain", k) for k in range(NUM_GAINS)]
-    return [controls.random_direction(vector, seed=seed) for seed in seeds]
+    return {
+        f"perp[{k}]": controls.perpendicular(vector, seed=seed)
+        for k, seed in enumerate(seeds)
+    }
 
 
 def _again_names(spec: Spec) -> list[str]:

@@ -94,7 +94,7 @@ def _logits(seen: "Evidence") -> Finding:
             random=distances["random"],
             random_added=distances["v_plus_random"],
             gain=gain["v"],
-            random_gain=gain["random"],
+            perp_gain=gain["perp"],
             measures={
                 name: {measure: columns[measure][name] for measure in MEASURES}
                 for name in shown

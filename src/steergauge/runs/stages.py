@@ -241,9 +241,12 @@ class Stages:
         return self._cells("next-token", "next token: distances", prompts, make, 1)
 
     def gains(
-        self, vector: SteeringVector, alpha: float, directions: Sequence[SteeringVector]
+        self,
+        vector: SteeringVector,
+        alpha: float,
+        directions: Mapping[str, SteeringVector],
     ) -> Rows:
-        """First-order gain of v and of random directions at the next token."""
+        """First-order gain of v and of other directions at the next token."""
         v = Add(vector, alpha, self._prompt_scope)
 
         def make(block: Sequence[str], start: int) -> Rows:
