@@ -189,7 +189,14 @@ def steer(
 
 @app.command()
 def audit(
-    folder: Annotated[Path, typer.Option("--out", help="The run's folder.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="The run's folder. [red]required[/red], but for --dry-run",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -219,7 +226,11 @@ def audit(
         typer.Option(help="A vector to compare with it; may be given several times."),
     ] = None,
     probe: Annotated[
-        str | None, typer.Option(help="words.toml, or file.py:function.")
+        str | None,
+        typer.Option(
+            help="A TOML file (words, classifier, zero-shot labels or a judge), or "
+            "file.py:function."
+        ),
     ] = None,
     labelled: Annotated[
         str | None,
@@ -277,8 +288,8 @@ def audit(
     audits: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated: plumbing,manipulation,equivalence,divergence,"
-            "replication,scale,logits,environments,reliability."
+            help="Comma-separated, of: plumbing, manipulation, equivalence, "
+            "divergence, replication, scale, logits, environments, reliability."
         ),
     ] = None,
     dry_run: Annotated[
@@ -366,15 +377,19 @@ def audit(
 
         for name, spec in wanted.items():
             show_forecast(name, forecast(spec, device=device))
+    elif folder is None:
+        raise BadSpec("--out is missing: the folder where the run is kept.")
     else:
         _audit(wanted, folder, device=device)
 
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    folder: Annotated[
+        Path, typer.Argument(help="The folder of a finished run, or of several.")
+    ],
 ) -> None:
-    """Write report.html and card.md of a finished run again."""
+    """Write the pages of a finished run, or of a folder of runs, again."""
     from steergauge.report import write_report
 
     out.print(f"[bold]{write_report(folder)}[/bold]", soft_wrap=True)
