@@ -89,9 +89,9 @@ def over_seeds(own: Sequence[float], added: Sequence[Sequence[float]]) -> dict:
     r = [pearson(own, other) for other in added]
     return {
         "d_mean": np.mean(d),
-        "d_sd": np.std(d, ddof=1),
+        "d_sd": np.std(d),
         "r_mean": np.mean(r),
-        "r_sd": np.std(r, ddof=1),
+        "r_sd": np.std(r),
     }
 
 

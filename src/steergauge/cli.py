@@ -31,6 +31,7 @@ from steergauge.options import (
 )
 from steergauge.terminal import (
     bars,
+    duration,
     err,
     error_block,
     out,
@@ -288,7 +289,7 @@ def audit(
     audits: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated, of: plumbing, manipulation, equivalence, "
+            help="Comma-separated, instead of the preset's: plumbing, manipulation, equivalence, "
             "divergence, replication, scale, logits, environments, reliability."
         ),
     ] = None,
@@ -375,8 +376,12 @@ def audit(
     if dry_run:
         from steergauge.runs.estimate import forecast
 
+        speed, seconds = None, 0.0
         for name, spec in wanted.items():
-            show_forecast(name, forecast(spec, device=device))
+            seen = forecast(spec, device=device, speed=speed)
+            speed, seconds = seen.speed, seconds + seen.seconds
+            show_forecast(name, seen)
+        out.print(f"In all about {duration(seconds)}.")
     elif folder is None:
         raise BadSpec("--out is missing: the folder where the run is kept.")
     else:
@@ -510,7 +515,11 @@ def _audit(
         if name:
             out.rule(f"[bold]{name}[/bold]")
         show_run(run)
-    out.print(f"Report: [bold]{write_report(folder)}[/bold]", soft_wrap=True)
+    report = write_report(folder)
+    out.print(f"Report: [bold]{report}[/bold]", soft_wrap=True)
+    paper = folder / "paper.html"
+    if paper != report and paper.is_file():
+        out.print(f"The paper's tables and figures: [bold]{paper}[/bold]")
 
 
 def _load(

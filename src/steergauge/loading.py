@@ -56,7 +56,7 @@ def load(
         # Parameters only: rotary frequencies stay in float32 in every precision.
         for parameter in model.parameters():
             parameter.data = parameter.data.to(precision)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        _move(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     else:
         mark = fingerprint(model)
     if tokenizer is None:
@@ -70,6 +70,19 @@ def load(
             remedy="Call model.eval() first.",
         )
     return _wrap(model, tokenizer, name, revision, mark)
+
+
+def _move(model: Any, device: str) -> None:
+    """To the device, or say that there is none."""
+    try:
+        model.to(device)
+    except (AssertionError, RuntimeError) as error:
+        # PyTorch says "Torch not compiled with CUDA enabled" by an AssertionError.
+        raise CannotLoadModel(
+            f"the device {device!r} cannot be used: {str(error).splitlines()[0]}.",
+            cause="There is no such device, its driver is missing, or it is full.",
+            remedy="Leave --device out, or use --device cpu.",
+        ) from error
 
 
 def _wrap(

@@ -57,9 +57,23 @@ class Bars:
             self._progress.advance(self._task, num)
 
 
+class Lines:
+    """A line a stage, for a log file."""
+
+    def begin(self, label: str, total: int) -> None:
+        """A stage of `total` units begins."""
+        err.print(Text(f"{label} ({total})"))
+
+    def advance(self, num: int) -> None:
+        """Nothing: a log is not a bar."""
+
+
 @contextmanager
-def bars() -> Generator[Bars]:
-    """Progress bars on standard error while the `with` lasts."""
+def bars() -> Generator[Bars | Lines]:
+    """Progress bars on standard error while the `with` lasts; lines if it is a file."""
+    if not err.is_terminal:
+        yield Lines()
+        return
     columns = (
         SpinnerColumn(finished_text="[green]✓"),
         TextColumn("{task.description:<24}"),
@@ -108,7 +122,7 @@ def show_forecast(name: str, seen: "Forecast") -> None:
     rows = {
         "model": f"{seen.model}: {size.num_parameters / 1e9:.3g} billion parameters, "
         f"d_model {size.d_model}",
-        "layer": f"{seen.layer} of {size.num_layers} (the middle one is "
+        "layer": f"{seen.layer} (of 0 to {size.num_layers - 1}; the middle one is "
         f"{size.num_layers // 2})",
         "arms": f"{seen.num_test_arms} in the test",
         "texts": f"{seen.num_generations:,} to be generated",
@@ -117,7 +131,7 @@ def show_forecast(name: str, seen: "Forecast") -> None:
         "memory": f"{memory / 1e9:.1f} GB: weights {seen.weight_bytes / 1e9:.1f}, "
         f"cache {seen.cache_bytes / 1e9:.1f}, logits {seen.logit_bytes / 1e9:.1f}",
         "arithmetic": f"{seen.flops:.2g} FLOPs",
-        "time": f"about {_duration(seen.seconds)} on this device, whose matrix "
+        "time": f"about {duration(seen.seconds)} on this device, whose matrix "
         f"products were measured now at {seen.speed / 1e9:.3g} GFLOP/s; the order of "
         "magnitude is meant, no more",
     }
@@ -126,7 +140,12 @@ def show_forecast(name: str, seen: "Forecast") -> None:
     out.print(table)
 
 
-def _duration(seconds: float) -> str:
+def _short(value: float) -> str:
+    """Three digits; what is as good as 0 is 0."""
+    return f"{value:+.3g}" if abs(value) >= 1e-4 else "0"
+
+
+def duration(seconds: float) -> str:
     """In the unit that gives a small number."""
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
         if seconds >= 1.5 * size:
@@ -138,7 +157,8 @@ def show_run(run: "Run") -> None:
     """A table of verdicts, then why."""
     facts = run.facts
     table = Table(
-        title=f"{facts['model']}, block {facts['layer']} of {facts['num_layers']}, "
+        title=f"{facts['model']}, layer {facts['layer']} (of 0 to "
+        f"{facts['num_layers'] - 1}), "
         f"alpha = {facts['alpha']:+g} (step {facts['step']:.2f} of median ||h||)",
         title_justify="left",
     )
@@ -150,7 +170,7 @@ def show_run(run: "Run") -> None:
         number = ""
         if finding.estimate is not None:
             seen = finding.estimate
-            number = f"{seen.value:+.3g}\n[{seen.low:+.3g}, {seen.high:+.3g}]"
+            number = f"{_short(seen.value)}\n[{_short(seen.low)}, {_short(seen.high)}]"
         verdict = Text(str(finding.verdict), VERDICT_STYLE[finding.verdict])
         table.add_row(finding.code, Text(finding.claim), Text(number), verdict)
     out.print(table)

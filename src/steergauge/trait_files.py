@@ -13,6 +13,7 @@ what of a table cannot be used; whoever reads the file says which file it was.
 import importlib.resources
 import itertools
 import random
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -143,6 +144,8 @@ def texts_of(table: Table, key: str) -> tuple[str, ...]:
 def _check_environment(name: str, entry: Any, *, known: bool) -> None:
     """Refuse a table that holds something else, half of a pair, or nothing to test."""
     here = f"environments.{name}"
+    if not re.fullmatch(r"[\w ./-]+", name):
+        raise TypeError(f"{here}: letters, digits, spaces and ._/- only in its name")
     if not isinstance(entry, Mapping):
         raise TypeError(f"{here}: no table")
     if strange := sorted(set(entry) - set(KEYS_OF_AN_ENVIRONMENT)):

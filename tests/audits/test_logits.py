@@ -1,5 +1,6 @@
 """R in linear models, where geometry alone gives it, and in one that bends."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -18,13 +19,13 @@ def random_units(rng, num, d):
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
-def distances(weights, v, *, seed=0, bend=lambda h: h, perps=PERPS) -> Distances:
+def distances(weights, v, *, seed=0, bend=lambda h: h) -> Distances:
     """o = W bend(h + step) for prompts with states h, as a run would measure it."""
     rng = np.random.default_rng([1, seed])
     d, norm = len(v), float(np.linalg.norm(v))
     states = rng.standard_normal((PROMPTS, d))
-    perp = norm * across(random_units(rng, perps, d), v)
-    random = norm * random_units(rng, RANDOMS, d)
+    units = random_units(rng, GAINS, d)
+    random, perp = norm * units, norm * across(units, v)
 
     def output(step):
         return bend(states + step) @ weights.T
@@ -36,14 +37,16 @@ def distances(weights, v, *, seed=0, bend=lambda h: h, perps=PERPS) -> Distances
         rise = output(SMALL_STEP * unit) - output(-SMALL_STEP * unit)
         return ((rise / (2 * SMALL_STEP)) ** 2).sum(1)
 
+    alone = np.stack([away(one) for one in random])
+    added = np.stack([away(v + one) for one in perp])
     return Distances(
-        perp=np.stack([away(v + one) for one in perp]),
-        random=np.stack([away(one) for one in random]),
+        published_perp=added[:PERPS],
+        published_random=alone[:RANDOMS],
+        perp=added,
+        random=alone,
         random_added=np.stack([away(v + one) for one in random]),
         gain=gain(v / norm)[None],
-        perp_gain=np.stack(
-            [gain(one) for one in across(random_units(rng, GAINS, d), v)]
-        ),
+        perp_gain=np.stack([gain(one) for one in across(units, v)]),
         measures={},
         d_model=d,
     )
@@ -171,7 +174,7 @@ def test_steps_that_saturate_the_model_are_nonlinear_and_short_ones_are_not():
 def test_the_published_ratio_is_of_five_and_of_three_directions():
     seen = distances(np.diag(HARMONIC), axis(512, 100))
     found = logits(seen)
-    expected = seen.perp[:5].mean() / seen.random[:3].mean()
+    expected = seen.published_perp[:5].mean() / seen.published_random[:3].mean()
     assert found.details["ratio_published"] == pytest.approx(expected)
     assert found.details["ratio_published"] != pytest.approx(
         found.details["ratio_rms"][0]
@@ -180,15 +183,14 @@ def test_the_published_ratio_is_of_five_and_of_three_directions():
 
 def test_an_interval_without_an_upper_end_is_a_readable_number():
     # One of three random directions has all the gain: a resample may lack it.
-    seen = distances(np.diag(HARMONIC[:64]), axis(64, 0), perps=3)
-    few = Distances(
-        perp=seen.perp,
-        random=seen.random[:3] * np.array([[1.0], [0.01], [0.01]]),
+    seen = distances(np.diag(HARMONIC[:64]), axis(64, 0))
+    one_of_three = np.array([[1.0], [0.01], [0.01]])
+    few = dataclasses.replace(
+        seen,
+        perp=seen.perp[:3],
+        random=seen.random[:3] * one_of_three,
         random_added=seen.random_added[:3],
-        gain=seen.gain,
-        perp_gain=seen.perp_gain[:3] * np.array([[1.0], [0.01], [0.01]]),
-        measures={},
-        d_model=64,
+        perp_gain=seen.perp_gain[:3] * one_of_three,
     )
     found = logits(few)
     assert found.estimate.high == pytest.approx(UNBOUNDED, rel=1e-9)

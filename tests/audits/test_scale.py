@@ -12,7 +12,16 @@ ALPHAS = (0.5, 1.0, 2.0)
 RULES = {"margin": 0.2, "minimum_lift": 0.05}
 
 
-def audited(effects, *, added=None, seed=0, alphas=ALPHAS, prompts=80, samples=8):
+def audited(
+    effects,
+    *,
+    added=None,
+    seed=0,
+    alphas=ALPHAS,
+    prompts=80,
+    samples=8,
+    manipulation=Verdict.PASS,
+):
     """Scores of normal noise, on prompts that all arms share; five directions."""
     rng = np.random.default_rng(seed)
     means = 0.5 + rng.normal(0, 0.06, (1, prompts, 1))
@@ -24,7 +33,7 @@ def audited(effects, *, added=None, seed=0, alphas=ALPHAS, prompts=80, samples=8
         Strength(alpha, scores(one), scores(other, 5))
         for alpha, one, other in zip(alphas, effects, added or effects, strict=True)
     ]
-    return scale(strengths, scores(0.0), seed=seed, **RULES)
+    return scale(strengths, scores(0.0), manipulation=manipulation, seed=seed, **RULES)
 
 
 def cell_verdicts(found):
@@ -98,3 +107,11 @@ def test_the_curve_holds_mean_scores_and_begins_at_0_where_both_are_the_same():
             error = math.hypot(0.06 / math.sqrt(80), 0.1 / math.sqrt(640))
             assert abs(mean - 0.5 - effect) < 5 * error
     assert (found.num_prompts, found.num_samples) == (80, 8)
+
+
+@pytest.mark.parametrize("manipulation", [Verdict.FAIL, Verdict.UNINFORMATIVE])
+def test_without_its_manipulation_check_no_curve_says_anything(manipulation):
+    assert audited([0.2] * 3).verdict is Verdict.EQUIVALENT
+    found = audited([0.2] * 3, manipulation=manipulation)
+    assert found.verdict is Verdict.UNINFORMATIVE
+    assert str(manipulation) in found.reasons[0]

@@ -39,7 +39,7 @@ class Design:
         scores = {} if rows[0]["score"] is None else evidence.score_arrays(rows)
         makers = {
             "replication": lambda: [_replication(scores, alpha, manipulation, seed)],
-            "scale": lambda: [self._scale(scores, alpha, seed)],
+            "scale": lambda: [self._scale(scores, alpha, manipulation, seed)],
             "logits": lambda: [self._logits(seed)],
             "environments": lambda: self._environments(manipulation, seed),
             "reliability": lambda: [
@@ -48,7 +48,9 @@ class Design:
         }
         return [found for audit in self.audits for found in makers[audit]()]
 
-    def _scale(self, scores: Scores, alpha: float, seed: int) -> Finding:
+    def _scale(
+        self, scores: Scores, alpha: float, manipulation: Verdict, seed: int
+    ) -> Finding:
         strengths = [Strength(alpha, scores["v"], scores["v_plus_perp"])]
         strengths += [
             Strength(one, scores[f"v@{one:g}"], scores[f"v_plus_perp@{one:g}"])
@@ -56,7 +58,14 @@ class Design:
         ]
         strengths.sort(key=lambda one: one.alpha)
         base = scores["unsteered"]
-        return scale(strengths, base, margin=0.2, minimum_lift=0.05, seed=seed)
+        return scale(
+            strengths,
+            base,
+            manipulation=manipulation,
+            margin=0.2,
+            minimum_lift=0.05,
+            seed=seed,
+        )
 
     def _logits(self, seed: int) -> Finding:
         rng = np.random.default_rng(seed)
@@ -71,9 +80,11 @@ class Design:
         }
         return logits(
             Distances(
-                perp=table(0.6, 5),
-                random=table(1.0, 5),
-                random_added=table(0.6, 5),
+                published_perp=table(0.6, 5),
+                published_random=table(1.0, 5),
+                perp=table(0.6, 30),
+                random=table(1.0, 30),
+                random_added=table(0.6, 30),
                 gain=table(gain if self.ratio < 1 else 5.0, 1),
                 perp_gain=table(1.0, 30),
                 measures=measures,

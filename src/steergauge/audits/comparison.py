@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 from steergauge.audits.finding import FIXED_FAMILIES, Verdict
 from steergauge.statistics import (
@@ -31,6 +32,24 @@ Lifts = Float[np.ndarray, "_ prompts"]
 MINIMUM_PROMPTS = 50
 """An equivalence is stated from so many prompts on."""
 
+MINIMUM_DIRECTIONS = 2
+"""One random direction says nothing of others: their spread is unknown."""
+
+
+ONE_DIRECTION = (
+    "A single random direction was run, and nothing can be said of others: give at "
+    "least two."
+)
+
+
+def is_drawn(family: str) -> bool:
+    """Whether a family's rows are random directions, and not a vector that was given.
+
+    >>> is_drawn("v_plus_perp"), is_drawn("against[mine]")
+    (True, False)
+    """
+    return family in ("v_plus_perp", "perp", "v_turned")
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -42,6 +61,8 @@ class Comparison:
         difference: L(w) - L(v) with its interval.
         test: of equality within the margin.
         prompts_to_decide: prompts at which the test would decide with 80 % power.
+        short_of_directions: whether the spread between random directions alone is too
+            large for the margin, so that more prompts would not help.
         num_prompts: prompts behind the numbers.
     """
 
@@ -50,6 +71,7 @@ class Comparison:
     difference: Estimate
     test: Tost
     prompts_to_decide: int
+    short_of_directions: bool
     num_prompts: int
 
     @property
@@ -84,8 +106,17 @@ def compared(
             )
             for side in (1 - margin, 1 + margin)
         ),
+        short_of_directions=_half_width(gap.mean(1)) >= margin * abs(reference),
         num_prompts=gap.shape[1],
     )
+
+
+def _half_width(means: Float[np.ndarray, " directions"]) -> float:
+    """Of a 90 % interval of the mean over directions, by Student's t; 0 for one."""
+    num = len(means)
+    if num < 2:
+        return 0.0
+    return float(stats.t.ppf(0.95, num - 1) * means.std(ddof=1) / np.sqrt(num))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +182,8 @@ def cell(
     verdict = seen.verdict
     if verdict is Verdict.EQUIVALENT and seen.num_prompts < MINIMUM_PROMPTS:
         verdict = Verdict.INCONCLUSIVE
+    if len(candidate) < MINIMUM_DIRECTIONS:
+        verdict = Verdict.UNINFORMATIVE
     if lift.low <= 0 or lift.value < minimum_lift:
         verdict = Verdict.UNINFORMATIVE
     return Cell(name, lift, seen, verdict)

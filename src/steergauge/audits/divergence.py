@@ -15,7 +15,13 @@ and this number of tokens only.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
+from steergauge.audits.comparison import (
+    MINIMUM_DIRECTIONS,
+    ONE_DIRECTION,
+    is_drawn,
+)
 from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
 from steergauge.statistics import (
     Draws,
@@ -65,10 +71,13 @@ def divergence(
         seed: of the bootstrap.
     """
     draws = two_way_bootstrap(divergences, fixed=FIXED_FAMILIES, seed=seed)
-    effect = estimate(divergences["unsteered"], draws["unsteered"])
-    seen = estimate(divergences[candidate], draws[candidate])
+    effect = _not_negative(estimate(divergences["unsteered"], draws["unsteered"]))
+    seen = _not_negative(estimate(divergences[candidate], draws[candidate]))
     num_prompts = divergences["unsteered"].shape[1]
     verdict, reasons = _judge(seen, effect, floor, budget, num_prompts)
+    if len(divergences[candidate]) < MINIMUM_DIRECTIONS and is_drawn(candidate):
+        verdict = Verdict.UNINFORMATIVE
+        reasons.insert(0, ONE_DIRECTION)
     return Finding(
         audit="divergence",
         code="T4",
@@ -119,6 +128,11 @@ def tokens_to_detect(nats: float, tokens: float) -> float | None:
     if nats <= 0 or tokens <= 0:
         return None
     return math.log(20) / (nats / tokens)
+
+
+def _not_negative(seen: Estimate) -> Estimate:
+    """A divergence is at least 0, whatever stretched weights make of an end."""
+    return replace(seen, low=max(0.0, seen.low))
 
 
 def _judge(

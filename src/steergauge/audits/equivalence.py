@@ -9,7 +9,14 @@ shadow of a distribution: equal lifts do not make equal texts (see divergence).
 
 from collections.abc import Mapping
 
-from steergauge.audits.comparison import MINIMUM_PROMPTS, Comparison, compared
+from steergauge.audits.comparison import (
+    MINIMUM_DIRECTIONS,
+    MINIMUM_PROMPTS,
+    ONE_DIRECTION,
+    Comparison,
+    compared,
+    is_drawn,
+)
 from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
 from steergauge.statistics import Draws, Table, two_way_bootstrap
 
@@ -58,6 +65,9 @@ def equivalence(
     seen = compared(lifts, draws, candidate, margin=margin)
     num_prompts = lifts["v"].shape[1]
     verdict, reasons = _judge(seen, manipulation, num_prompts)
+    if len(lifts[candidate]) < MINIMUM_DIRECTIONS and is_drawn(candidate):
+        verdict = Verdict.UNINFORMATIVE
+        reasons.insert(0, ONE_DIRECTION)
     return Finding(
         audit="equivalence",
         code="T3",
@@ -113,12 +123,14 @@ def _judge(
             "lift that another vector could equal.",
             numbers,
         ]
+    needed = max(seen.prompts_to_decide, MINIMUM_PROMPTS)
     power = (
-        f"About {seen.prompts_to_decide} prompts would decide if the two were truly "
-        "the same (80 % power)."
-        if seen.prompts_to_decide > num_prompts
-        else "Their number of prompts would do (80 % power): it is the spread between "
-        "the random directions that leaves it open, and more of these would help."
+        f"About {needed} prompts would decide if the two were truly the same (80 % "
+        "power)."
+        if needed > num_prompts and not seen.short_of_directions
+        else f"{num_prompts} prompts are enough; more random directions are needed."
+        if needed <= num_prompts
+        else "More random directions are needed: their spread alone exceeds the margin."
     )
     if num_prompts < MINIMUM_PROMPTS and seen.verdict is Verdict.EQUIVALENT:
         return Verdict.INCONCLUSIVE, [

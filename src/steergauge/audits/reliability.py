@@ -5,7 +5,9 @@ A prompt's *steerability* s_x is the slope of its score over alpha (Tan et al., 
 the share of negative *measured* slopes counts noise as backwardness: with no spread
 at all between prompts, half of them come out negative as the effect goes to 0.
 Corrected, slopes are taken as N(mu, sigma^2) plus noise of known variance, and the
-share is Phi(-mu / sigma).
+share is Phi(-mu / sigma). A small group of prompts that v turns backwards is no tail of
+one normal, so the share of slopes that are negative beyond their own noise has to be
+small as well.
 
 Samples with the same random numbers under every alpha give a slope each; the spread
 of those within a prompt is the noise.
@@ -14,7 +16,7 @@ of those within a prompt is the noise.
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 
 from steergauge.audits.finding import Finding, Verdict
@@ -44,8 +46,9 @@ def reliability_of_steering(
     """
     slopes = sample_slopes(scores, alphas)
     interval, spread = _corrected(slopes, seed)
-    verdict, reason = _judge(interval, manipulation, slopes.shape[1])
     means, error = slopes.mean(1), float(np.sqrt(_noise(slopes)))
+    significant = _counted(means + 1.96 * error < 0)
+    verdict, reason = _judge(interval, significant, manipulation, slopes.shape[1])
     return Finding(
         audit="reliability",
         code="T20",
@@ -57,9 +60,8 @@ def reliability_of_steering(
         verdict=verdict,
         reasons=(
             *reason,
-            f"{float((means < 0).mean()):.0%} of the measured slopes are negative; "
-            f"{float((means + 1.96 * error < 0).mean()):.0%} are so beyond their own "
-            f"noise. The mean slope is {means.mean():+.3f} a unit of alpha, the "
+            f"{float((means < 0).mean()):.0%} of the measured slopes are negative. "
+            f"The mean slope is {means.mean():+.3f} a unit of alpha, the "
             f"spread between prompts {spread:.3f}, the noise of one slope "
             f"{error:.3f}.",
         ),
@@ -68,7 +70,7 @@ def reliability_of_steering(
         details={
             "slopes": sorted(means.tolist()),
             "raw_share": float((means < 0).mean()),
-            "significant_share": float((means + 1.96 * error < 0).mean()),
+            "significant_share": significant.value,
             "mean_slope": float(means.mean()),
             "spread": spread,
             "noise": error,
@@ -76,6 +78,13 @@ def reliability_of_steering(
             **_shape(scores, alphas),
         },
     )
+
+
+def _counted(backward: Bool[np.ndarray, " prompts"]) -> Estimate:
+    """A share of prompts with Wilson's interval."""
+    counted = stats.binomtest(int(backward.sum()), len(backward))
+    ends = counted.proportion_ci(method="wilson")
+    return Estimate(float(backward.mean()), float(ends.low), float(ends.high))
 
 
 def sample_slopes(
@@ -129,7 +138,7 @@ def _corrected(slopes: Slopes, seed: int) -> tuple[Estimate, float]:
 
 
 def _judge(
-    interval: Estimate, manipulation: Verdict, num_samples: int
+    interval: Estimate, significant: Estimate, manipulation: Verdict, num_samples: int
 ) -> tuple[Verdict, tuple[str, ...]]:
     if manipulation is not Verdict.PASS:
         return Verdict.UNINFORMATIVE, (
@@ -145,9 +154,13 @@ def _judge(
         f"An estimated {interval.value:.1%} [{interval.low:.1%}, {interval.high:.1%}] "
         "of prompts move against alpha, noise taken out."
     )
-    if interval.high <= TOLERATED:
+    told += (
+        f" {significant.value:.0%} [{significant.low:.1%}, {significant.high:.1%}] do "
+        "so beyond their own noise."
+    )
+    if max(interval.high, significant.high) <= TOLERATED:
         return Verdict.PASS, (told,)
-    if interval.low > TOLERATED:
+    if max(interval.low, significant.low) > TOLERATED:
         return Verdict.FAIL, (told,)
     return Verdict.INCONCLUSIVE, (told,)
 

@@ -23,9 +23,7 @@ from scipy import stats
 from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
 from steergauge.paper import published
 from steergauge.statistics import (
-    Draws,
     Estimate,
-    Table,
     estimate,
     fieller,
     intraclass_correlation,
@@ -71,8 +69,8 @@ def replication(
         code="T2",
         subject="",
         claim="The published statistics tell v + v_perp from v itself.",
-        quantity="Hedges' d of v + v_perp against v (signed, pooled sd)",
-        estimate=hedges,
+        quantity="mean |d| of v + v_perp less that of v against itself",
+        estimate=_excess(table1[-1], itself),
         null=f"|d| of v against itself is {itself['d_mean']:.3f} on average",
         verdict=verdict,
         reasons=tuple(reasons),
@@ -83,6 +81,7 @@ def replication(
             "published": table1,
             "per_seed": _per_seed(own, scores[FRESH], scores["perp"]),
             "itself": itself,
+            "hedges": _plain(hedges),
             "others": _others(own, scores),
             "code": _code(scores),
             "raw_scores": {
@@ -136,7 +135,7 @@ def _known(value: float) -> float | None:
 
 def _spread(values: list[float]) -> float:
     known = np.array(values)[np.isfinite(values)]
-    return float(known.std(ddof=1)) if len(known) > 1 else 0.0
+    return float(known.std()) if len(known) > 1 else 0.0
 
 
 def _per_seed(own: Arm, added: Scores, perp: Scores) -> list[dict[str, float | None]]:
@@ -191,7 +190,7 @@ def _correlations(own: Arm, added: Scores) -> dict[str, Any]:
         "r_expected": float(np.sqrt(icc * max(0.0, float(np.mean(theirs))))),
         "r_prompts": _known(seen),
         "r_prompts_bound": bound,
-        "r_disattenuated": _known(seen / bound) if bound > 0.1 else None,
+        "r_disattenuated": _known(seen / bound) if bound >= 0.3 else None,
     }
 
 
@@ -204,39 +203,17 @@ def _icc(scores: Arm) -> float:
 def _hedges(scores: Mapping[str, Scores], seed: int) -> Estimate:
     """Signed d = J (mean w - mean v) / pooled sd, with a two-way bootstrap interval.
 
-    Each draw has its own means and variances, from resampled prompts and directions.
+    Prompts and directions are resampled for the difference; the standard deviation, of
+    hundreds of scores, is taken as known.
     """
-    families = {"v": scores["v"], "w": scores["v_plus_perp"]}
-    moments = {
-        f"{name}{power}": (values**power).mean(-1)
-        for name, values in families.items()
-        for power in (1, 2)
-    }
-    draws = _jointly(moments, seed)
-    point = {key: np.array([table.mean()]) for key, table in moments.items()}
-    num = scores["v"].size + scores["v_plus_perp"][0].size
-    correction = 1 - 3 / (4 * (num - 2) - 1)
-    value = correction * _standardised(point)
-    drawn = correction * _standardised(draws)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Estimate(float(value[0]), float(low), float(high))
-
-
-def _standardised(moments: Mapping[str, Draws]) -> Draws:
-    spread = [moments[f"{name}2"] - moments[f"{name}1"] ** 2 for name in "vw"]
-    pooled = np.sqrt(np.maximum((spread[0] + spread[1]) / 2, 1e-12))
-    return (moments["w1"] - moments["v1"]) / pooled
-
-
-def _jointly(moments: Mapping[str, Table], seed: int) -> dict[str, Draws]:
-    """Draws of all moments from the same resamples of prompts and directions."""
-    found: dict[str, Draws] = {}
-    for power in (1, 2):
-        tables = {name: moments[f"{name}{power}"] for name in "vw"}
-        # The shapes are the same, so the same seed draws the same weights.
-        drawn = two_way_bootstrap(tables, seed=seed)
-        found |= {f"{name}{power}": draws for name, draws in drawn.items()}
-    return found
+    own, added = scores["v"], scores["v_plus_perp"]
+    pooled = np.sqrt((own.var() + added.var(axis=(1, 2)).mean()) / 2)
+    num = own.size + added[0].size
+    scale = (1 - 3 / (4 * (num - 2) - 1)) / max(float(pooled), 1e-9)
+    means = {"v": own.mean(-1), "w": added.mean(-1)}
+    draws = two_way_bootstrap(means, seed=seed)
+    gap = estimate(means["w"] - means["v"], draws["w"] - draws["v"])
+    return Estimate(scale * gap.value, scale * gap.low, scale * gap.high)
 
 
 def _lift_ratio(scores: Mapping[str, Scores], seed: int) -> dict[str, Any]:
@@ -299,9 +276,9 @@ def _judge(
         ]
     return Verdict.UNINFORMATIVE, [
         numbers,
-        "The two agree within two standard errors: |d| is at its noise floor, and "
-        "would be as small for any vector that |d| cannot tell from v. The comparison "
-        "of lifts (T3) and of texts (T4) can say more.",
+        "The two agree within two standard errors: |d| is at its noise floor, as it "
+        "would be if v + v_perp were v itself. The comparison of lifts (T3) and of "
+        "texts (T4) can say more.",
     ]
 
 
@@ -309,17 +286,27 @@ def _mean_d(seen: Mapping[str, Any]) -> float:
     return math.inf if seen["d_mean"] is None else seen["d_mean"]
 
 
+def _excess(row: Mapping[str, Any], itself: Mapping[str, Any]) -> Estimate | None:
+    """|d| above that of identical vectors, with its interval."""
+    error, excess = _error(row, itself), _mean_d(row) - _mean_d(itself)
+    if error is None or not np.isfinite(excess):
+        return None
+    return Estimate(excess, excess - error, excess + error)
+
+
 def _error(row: Mapping[str, Any], itself: Mapping[str, Any]) -> float | None:
     """Two standard errors of a difference of mean |d|, more if directions are few.
 
     Both compare with the same texts of v; given those, every |d| is a draw of its own,
-    so Student's quantile holds (2.1 for 10 directions each, 2.8 for 3). None if there
-    are too few to have a spread.
+    so Student's quantile holds (2.1 for 10 directions each, 2.8 for 3). Direction j of
+    both has the same random numbers, which makes the error a bound. None if there are
+    too few to have a spread.
     """
     if min(row["num"], itself["num"]) < 2:
         return None
     quantile = stats.t.ppf(0.975, row["num"] + itself["num"] - 2)
-    spreads = [seen["d_sd"] / np.sqrt(seen["num"]) for seen in (row, itself)]
+    # d_sd divides by n, as the published code has it.
+    spreads = [seen["d_sd"] / np.sqrt(seen["num"] - 1) for seen in (row, itself)]
     return float(quantile * np.hypot(*spreads))
 
 

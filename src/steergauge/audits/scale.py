@@ -38,6 +38,7 @@ def scale(
     strengths: list[Strength],
     unsteered: Scores,
     *,
+    manipulation: Verdict,
     margin: float,
     minimum_lift: float,
     seed: int = 0,
@@ -47,6 +48,7 @@ def scale(
     Args:
         strengths: scores by alpha, 0 left out.
         unsteered: (1, prompts, samples).
+        manipulation: verdict of T1 on v; anything but PASS makes this UNINFORMATIVE.
         margin: largest relative difference that still counts as the same.
         minimum_lift: smallest lift that another vector could be said to equal.
         seed: of the bootstrap.
@@ -64,7 +66,8 @@ def scale(
         )
         for one in strengths
     ]
-    verdict = in_every_cell(cells)
+    passed = manipulation is Verdict.PASS
+    verdict = in_every_cell(cells) if passed else Verdict.UNINFORMATIVE
     worst = max(cells, key=_gap)
     assert worst.comparison is not None
     curve = [_point(0.0, unsteered, unsteered)]
@@ -79,11 +82,20 @@ def scale(
         estimate=worst.comparison.difference,
         null=f"within {margin:.0%} of L(v) at each alpha",
         verdict=verdict,
-        reasons=tuple(_reasons(cells, curve)),
+        reasons=(*_gate(manipulation), *_reasons(cells, curve)),
         num_prompts=base.shape[1],
         num_samples=unsteered.shape[-1],
         details={"cells": [one.to_json() for one in cells], "curve": curve},
     )
+
+
+def _gate(manipulation: Verdict) -> list[str]:
+    if manipulation is Verdict.PASS:
+        return []
+    return [
+        f"v did not pass its manipulation check ({manipulation}): random steps lift as "
+        "much, or nothing lifts at all."
+    ]
 
 
 def _gap(one: Cell) -> float:

@@ -103,8 +103,9 @@ def _spread(table: OrthogonalTable, *, of_paper: bool) -> Statement:
         text += (
             " Six rows of ten give 0.74, give or take 0.07, without a common "
             "difference (0.68 if the seeds share the texts of v, or if there is one of "
-            "a single standard deviation). So none is visible that is large beside "
-            "the scatter."
+            "a single standard deviation; 0.65 if they share them and the deviation "
+            "divides by n, as the authors' code of a later version has it). So no "
+            "common difference is visible that is large beside the scatter."
         )
     return Statement(
         f"{text} The ratio cannot tell what scatters: the sampling of texts, or "

@@ -146,6 +146,22 @@ def environment_arms(
     return arms
 
 
+def geometry_vectors(spec: Spec, vector: SteeringVector) -> dict[str, SteeringVector]:
+    """Random directions r, v + r, and v + the part of r across v, all of v's norm.
+
+    The same seed gives r and its part across v (see `controls`): rows are pairs.
+    """
+    found: dict[str, SteeringVector] = {}
+    for k in range(NUM_GAINS):
+        seed = _seed(spec, "gain", k)
+        random = controls.random_direction(vector, seed=seed)
+        perp = controls.perpendicular(vector, seed=seed)
+        found[f"geometry_random[{k}]"] = random
+        found[f"geometry_added[{k}]"] = controls.total(vector, random, "v + random")
+        found[f"geometry_perp[{k}]"] = controls.total(vector, perp, "v + v_perp")
+    return found
+
+
 def gain_directions(spec: Spec, vector: SteeringVector) -> dict[str, SteeringVector]:
     """Random directions perpendicular to v: tr(J'J) without v's own share."""
     seeds = [_seed(spec, "gain", k) for k in range(NUM_GAINS)]
@@ -163,7 +179,7 @@ def _again_names(spec: Spec) -> list[str]:
 
 def _index(name: str) -> int:
     """J of `family[j]`; -1 without brackets."""
-    return int(name.partition("[")[2].rstrip("]") or -1)
+    return int(name.rpartition("[")[2].rstrip("]")) if "[" in name else -1
 
 
 def dose_arms(spec: Spec, vector: SteeringVector) -> dict[str, Arm]:
@@ -219,7 +235,8 @@ def _code_vectors(
 ) -> dict[str, SteeringVector]:
     """The published code's v: read from the block below the one that it is added to."""
     spec = inputs.spec
-    if not (spec.published_code and inputs.pairs and spec.layer):
+    wanted = spec.published_code and "replication" in spec.audits
+    if not (wanted and inputs.pairs and spec.layer):
         return {}
     below = Reader(spec.layer - 1, Position(spec.position), spec.chat)
     read = mean_difference(lm, inputs.pairs, below).vector

@@ -17,8 +17,8 @@ from steergauge.errors import BadSpec
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
 from steergauge.runs import arms, evidence, judge, plan
-from steergauge.runs.spec import Spec, spec_from
-from steergauge.runs.stages import Progress, Silent, Stages
+from steergauge.runs.spec import Spec, folder_name, spec_from
+from steergauge.runs.stages import Named, Progress, Silent, Stages
 from steergauge.runs.store import Rows, Store
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector
@@ -106,14 +106,14 @@ def audit_traits(
     for spec in specs.values():
         plan.read(spec)  # What can be refused is refused before the first long run.
     return {
-        name: audit(lm, out=folder / folder_name(name), spec=spec, progress=progress)
+        name: audit(
+            lm,
+            out=folder / folder_name(name),
+            spec=spec,
+            progress=Named(progress or Silent(), folder_name(name)),
+        )
         for name, spec in specs.items()
     }
-
-
-def folder_name(trait: str) -> str:
-    """A trait's name as the name of its folder: `a/prompts.json:humor` -> `humor`."""
-    return Path(trait.rpartition(":")[2]).stem
 
 
 def _execute(stages: Stages) -> None:
@@ -167,7 +167,8 @@ def _next_tokens(
 ) -> Rows:
     if "logits" not in stages.spec.audits:
         return []
-    return stages.next_tokens(tested, vector, alpha)
+    geometry = arms.geometry_vectors(stages.spec, vector)
+    return stages.next_tokens(tested, vector, alpha, geometry)
 
 
 def _gains(stages: Stages, vector: SteeringVector, alpha: float) -> Rows:

@@ -45,7 +45,7 @@ def findings(seen: "Evidence", manipulation: Verdict) -> list[Finding]:
             )
         )
     if "scale" in wanted:
-        found.append(_scale(seen, scores))
+        found.append(_scale(seen, scores, manipulation))
     if "logits" in wanted:
         found.append(_logits(seen))
     if "environments" in wanted:
@@ -62,7 +62,7 @@ def _oriented(scores: Scores, alpha: float) -> Scores:
     return {name: 1 - values for name, values in scores.items()}
 
 
-def _scale(seen: "Evidence", scores: Scores) -> Finding:
+def _scale(seen: "Evidence", scores: Scores, manipulation: Verdict) -> Finding:
     spec = seen.inputs.spec
     own = [Strength(seen.alpha, scores["v"], scores["v_plus_perp"])]
     others = [
@@ -72,6 +72,7 @@ def _scale(seen: "Evidence", scores: Scores) -> Finding:
     return scale(
         sorted([*own, *others], key=lambda one: one.alpha),
         scores["unsteered"],
+        manipulation=manipulation,
         margin=spec.margin,
         minimum_lift=MINIMUM_LIFT,
         seed=spec.seed,
@@ -87,12 +88,14 @@ def _logits(seen: "Evidence") -> Finding:
     }
     gain = evidence.families(evidence.per_prompt(seen.gains, "gain", "direction"))
     distances = columns["l2"]
-    shown = [name for name in distances if name != "v_plus_random"]
+    shown = [name for name in distances if not name.startswith("geometry_")]
     return logits(
         Distances(
-            perp=distances["v_plus_perp"],
-            random=distances["random"],
-            random_added=distances["v_plus_random"],
+            published_perp=distances["v_plus_perp"],
+            published_random=distances["random"],
+            perp=distances["geometry_perp"],
+            random=distances["geometry_random"],
+            random_added=distances["geometry_added"],
             gain=gain["v"],
             perp_gain=gain["perp"],
             measures={

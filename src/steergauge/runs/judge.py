@@ -4,6 +4,7 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from steergauge.generation import Arm
 from steergauge.prompts import uses_chat
 from steergauge.runs import evidence, experiments
 from steergauge.runs.evidence import DoseCurve
-from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, Inputs, made_of
+from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, NEED_A_PROBE, Inputs, made_of
 from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
 from steergauge.split import LanguageModel
@@ -79,6 +80,7 @@ def facts(seen: Evidence) -> dict[str, Any]:
         "dtype": str(lm.dtype).removeprefix("torch."),
         "chat_template": uses_chat(lm, spec.chat),
         "trait": inputs.trait.name if inputs.trait else "",
+        "source": Path(spec.trait or spec.pairs or spec.vector).name,
         "poles": [inputs.trait.high, inputs.trait.low] if inputs.trait else [],
         "probe": _probe_facts(inputs),
         "method": origin.method,
@@ -245,7 +247,8 @@ def _not_run(inputs: Inputs) -> list[str]:
     missing = []
     if inputs.probe is None:
         missing.append(
-            "T1 and T3 need a probe, and none was given: the trait was not scored."
+            "T1 and T3 need a probe, and none was given: the trait was not scored. So "
+            f"do {', '.join(NEED_A_PROBE)}."
         )
     if not inputs.pairs:
         missing.append(

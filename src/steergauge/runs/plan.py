@@ -6,7 +6,7 @@ among the contrast pairs.
 """
 
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from steergauge.prompts import ContrastPair, Trait
 from steergauge.runs.spec import Spec
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector, load_vector
+
+NEED_A_PROBE = ("replication", "scale", "environments", "reliability")
+"""Audits of scores alone: without a probe their texts are not even generated."""
 
 FEWEST_PAIRS_TO_FLIP = 8
 """Below it there are too few halves of the pairs to be draws of anything."""
@@ -104,21 +107,29 @@ def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
     if given is not None and made_of(given, fit):
         # Controls from the same pairs are read at the same tokens.
         spec = replace(spec, position=given.provenance.position)
-    dose, test = _prompts(spec, trait, fit, held_out)
+    elsewhere = _environment_pairs(spec, trait, fit)
+    used = _prompts_of(
+        [*fit, *(pair for pairs in elsewhere.values() for pair in pairs)]
+    )
+    dose, test = _prompts(spec, trait, held_out, used)
+    probe = _probe(spec, trait)
+    if probe is None:
+        judged = tuple(audit for audit in spec.audits if audit not in NEED_A_PROBE)
+        spec = replace(spec, audits=judged)
     return Inputs(
         spec=spec,
         trait=trait,
         pairs=tuple(fit),
         dose_prompts=dose,
         test_prompts=test,
-        probe=_probe(spec, trait),
+        probe=probe,
         given=given,
         rivals=_rivals(spec),
         environments={
-            name: _environment(spec, name, trait, fit, dose, test)
+            name: _environment(spec, name, trait, used | {*dose}, test)
             for name in spec.environments
         },
-        environment_pairs=_environment_pairs(spec, trait, fit),
+        environment_pairs=elsewhere,
     )
 
 
@@ -221,12 +232,15 @@ def _pairs(
     return trait.pairs(spec.num_pairs, seed=spec.seed), []
 
 
+def _prompts_of(pairs: Sequence[ContrastPair]) -> set[str]:
+    return {text.prompt for pair in pairs for text in (pair.positive, pair.negative)}
+
+
 def _environment(
     spec: Spec,
     name: str,
     trait: Trait | None,
-    fit: Sequence[ContrastPair],
-    dose: Sequence[str],
+    used: Set[str],
     test: Sequence[str],
 ) -> tuple[str, ...]:
     """Prompts of one environment's test; the run's own has those of its test."""
@@ -237,9 +251,7 @@ def _environment(
     candidates = (
         known[name].prompts if name in known else texts.environment(name).prompts
     )
-    seen = {text.prompt for pair in fit for text in (pair.positive, pair.negative)}
-    seen |= set(dose)
-    usable = [text for text in dict.fromkeys(candidates) if text not in seen][:num]
+    usable = [text for text in dict.fromkeys(candidates) if text not in used][:num]
     if len(usable) < 2:
         raise BadPrompts(
             f"the environment {name!r} has {len(usable)} prompts that the vector was "
@@ -268,10 +280,10 @@ def _environment_pairs(
 def _prompts(
     spec: Spec,
     trait: Trait | None,
-    fit: Sequence[ContrastPair],
     held_out: Sequence[ContrastPair],
+    used: Set[str],
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Prompts of the dose curve and of the test, disjoint, none of them in `fit`."""
+    """Prompts of the dose curve and of the test, disjoint, none of them in `used`."""
     if spec.prompts:
         candidates = texts.read_prompts(spec.prompts)
     elif held_out:
@@ -283,8 +295,7 @@ def _prompts(
         candidates = list(trait.environments[spec.environment].prompts)
     else:
         candidates = list(texts.environment(spec.environment).prompts)
-    seen = {text.prompt for pair in fit for text in (pair.positive, pair.negative)}
-    usable = [text for text in dict.fromkeys(candidates) if text not in seen]
+    usable = [text for text in dict.fromkeys(candidates) if text not in used]
     num_dose = min(spec.num_dose_prompts, len(usable) // 3)
     dose, test = usable[:num_dose], usable[num_dose : num_dose + spec.num_prompts]
     if num_dose < 1 or len(test) < 2:

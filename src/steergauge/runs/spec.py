@@ -182,19 +182,30 @@ class Spec:
         """Refuse audits that lack what they compare."""
         if not all(0 < abs(alpha) < math.inf for alpha in self.alphas):
             raise BadSpec(
-                f"alphas are {self.alphas}; each must be finite and not 0.",
-                cause="At 0 both vectors are the unsteered model, by construction.",
+                f"alphas are {self.alphas}; each must be a finite number other than 0, "
+                "where all vectors are the unsteered model.",
             )
+        if len({f"{alpha:g}" for alpha in self.alphas}) != len(self.alphas):
+            raise BadSpec(f"alphas are {self.alphas}; two of them are the same.")
         for audit, given in (("scale", "alphas"), ("environments", "environments")):
             if audit in self.audits and not getattr(self, given):
                 raise BadSpec(
                     f"the audit {audit!r} was asked for, and `{given}` is empty.",
                     remedy=f"Give {given}, or --preset paper, which has them.",
                 )
+        if len({*self.environments}) != len(self.environments) or (
+            len(self.environments) == 1
+        ):
+            raise BadSpec(
+                f"environments are {', '.join(self.environments)}; they are crossed, so "
+                "at least two different ones are needed.",
+                remedy="Add one, or test on a single one with --environment.",
+            )
         if "replication" in self.audits and self.samples < 2:
             raise BadSpec(
                 "the audit 'replication' needs at least 2 samples a prompt.",
                 cause="Its correlations are corrected by the spread between samples.",
+                remedy="Use --samples 2 or more.",
             )
 
     def to_table(self) -> dict[str, Any]:
@@ -223,7 +234,10 @@ def spec_from(
             remedy=f"Choose from {', '.join(PRESETS)}.",
         )
     given = {key: value for key, value in changes.items() if value is not None}
-    merged = {**PRESETS[preset], **table, **given}
+    asked = {**table, **given}
+    merged = {**PRESETS[preset], **asked}
+    if "audits" not in asked:
+        merged["audits"] = (*merged.get("audits", CORE), *_implied(asked, merged))
     hints = typing.get_type_hints(Spec)
     unknown = sorted(set(merged) - set(hints))
     if unknown:
@@ -234,6 +248,19 @@ def spec_from(
         )
     values = {key: _typed(key, value, hints[key]) for key, value in merged.items()}
     return Spec(**values)
+
+
+def _implied(asked: Mapping[str, Any], merged: Mapping[str, Any]) -> list[str]:
+    """Audits that somebody wants who gives what they need."""
+    needs = {
+        "alphas": "scale",
+        "environments": "environments",
+        "published_code": "replication",
+    }
+    present = merged.get("audits", CORE)
+    return [
+        audit for key, audit in needs.items() if asked.get(key) and audit not in present
+    ]
 
 
 def specs_from(
@@ -257,10 +284,25 @@ def specs_from(
         raise BadSpec(
             f"trait is {traits!r}; expected a name, or a list of different names."
         )
+    folders = [folder_name(name) for name in traits]
+    if len({*folders}) != len(folders):
+        raise BadSpec(
+            f"two of the traits {', '.join(traits)} would share the folder of one run.",
+            remedy="Rename one of the files, or run them one by one.",
+        )
     return {
         name: spec_from({**merged, "trait": name} if name else merged, preset=preset)
         for name in traits
     }
+
+
+def folder_name(trait: str) -> str:
+    """A trait's name as the name of its folder.
+
+    >>> folder_name("a/prompts.json:humor"), folder_name("my.toml")
+    ('humor', 'my')
+    """
+    return Path(trait.rpartition(":")[2]).stem
 
 
 def read_spec(path: str | Path) -> dict[str, Any]:
@@ -314,4 +356,6 @@ def _items(items: Any, kind: type) -> tuple[Any, ...] | None:
 
 
 def _kind_name(kind: Any) -> str:
-    return str(kind) if typing.get_origin(kind) else getattr(kind, "__name__", "None")
+    if typing.get_origin(kind) is tuple:
+        return f"list of {typing.get_args(kind)[0].__name__}"
+    return getattr(kind, "__name__", "None")

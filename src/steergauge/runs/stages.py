@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from steergauge import scoring
-from steergauge.audits import controls
 from steergauge.audits.finding import Finding
 from steergauge.audits.plumbing import plumbing
 from steergauge.generation import Arm, Decoding, Sample, generate
@@ -52,6 +51,22 @@ class Silent:
 
     def advance(self, num: int) -> None:
         """Nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """Tells somebody else, with the name of the run."""
+
+    progress: Progress
+    name: str
+
+    def begin(self, label: str, total: int) -> None:
+        """A stage of `total` units begins."""
+        self.progress.begin(f"{self.name}: {label}", total)
+
+    def advance(self, num: int) -> None:
+        """`num` more units of the stage are done."""
+        self.progress.advance(num)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +145,7 @@ class Stages:
             return _scored(block, {"score": scores})
 
         label = f"{_LABELS.get(stage, stage)}: scores"
-        scores = self._by_prompt(f"{stage}-scored", label, texts, make)
+        scores = self._by_prompt(f"scores-{stage}", label, texts, make)
         by_text = {_key(row): row["score"] for row in scores}
         return [row | {"score": by_text[_key(row)]} for row in texts]
 
@@ -216,9 +231,13 @@ class Stages:
         return self._by_prompt("divergences", "test: KL", own, make)
 
     def next_tokens(
-        self, arms: Mapping[str, Arm], vector: SteeringVector, alpha: float
+        self,
+        arms: Mapping[str, Arm],
+        vector: SteeringVector,
+        alpha: float,
+        geometry: Mapping[str, SteeringVector],
     ) -> Rows:
-        """Distances from v's next-token logits, of every arm and of v + random."""
+        """Distances from v's next-token logits, of every arm and of more directions."""
         scope = self._prompt_scope
         v = Add(vector, alpha, scope)
         others: dict[str, Add | None] = {}
@@ -228,9 +247,7 @@ class Stages:
                 others[name] = None
             elif _is_compared_at_the_next_token(name):
                 others[name] = replace(steering, scope=scope)
-                if name.startswith("random"):
-                    total = controls.total(vector, steering.vector, f"v + {name}")
-                    others[f"v_plus_{name}"] = Add(total, alpha, scope)
+        others |= {name: Add(added, alpha, scope) for name, added in geometry.items()}
 
         def make(block: Sequence[str], start: int) -> Rows:
             found = next_token_distances(self.lm, block, v, others, chat=self.spec.chat)

@@ -182,16 +182,23 @@ def _inputs(path: Path) -> dict[str, str]:
 def _refuse_other_run(
     folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 ) -> None:
+    before, now = _flat(found), _flat(wanted)
     differing = [
-        key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)
+        key for key in sorted({*before, *now}) if before.get(key) != now.get(key)
     ]
     if differing:
         key = differing[0]
         raise StoreError(
             f"{folder} holds another run: {', '.join(differing)} differ "
-            f"({key}: {found.get(key)!r} there, {wanted.get(key)!r} asked for).",
+            f"({key}: {before.get(key)!r} there, {now.get(key)!r} asked for).",
             remedy="Choose another --out, or repeat the first command to resume it.",
         )
+
+
+def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table with its hashes of inputs beside the other keys."""
+    hashes = {f"contents of {key}": hash for key, hash in table["inputs"].items()}
+    return {key: value for key, value in table.items() if key != "inputs"} | hashes
 
 
 def _damaged(path: Path, error: Exception) -> StoreError:
