@@ -1,20 +1,17 @@
 """J and F of a suffix are those of dense autograd through the plain model."""
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from tests.models import (
     D_MODEL,
-    D_VOCAB,
     FAMILIES,
     NUM_LAYERS,
     borrowed,
-    config,
     network,
-    reinitialised,
     tiny,
-    tokenizer,
 )
 from torch import nn
 from transformers import GPT2LMHeadModel
@@ -23,7 +20,6 @@ from steergauge import jacobian, linalg
 from steergauge.errors import InputError, ModelError
 from steergauge.intervention import Scope
 from steergauge.jacobian import Mode, Shift, score, suffix_jacobian, widened
-from steergauge.loading import load
 from steergauge.readout import kl
 from steergauge.vector import Site
 
@@ -47,8 +43,7 @@ own through at most four blocks: seen up to 2e-6."""
 
 
 def first_steered(prompt_length: int, scope: Scope) -> int:
-    starts = {Scope.ALL: 0, Scope.RESPONSE: prompt_length}
-    return starts.get(scope, prompt_length - 1)
+    return {Scope.ALL: 0, Scope.RESPONSE: prompt_length}.get(scope, prompt_length - 1)
 
 
 def plain(lm, policy: str, layer: int, at: torch.Tensor | None = None):
@@ -101,7 +96,7 @@ def ours(lm, policy: str, layer: int, at=None, **options):
 def deviation(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest error of any entry by the largest singular value, which is not tiny."""
     size = torch.linalg.matrix_norm(expected.double(), ord=2).max()
-    assert size > 0.1
+    assert size > 0.01
     return float((found - expected).abs().max() / size)
 
 
@@ -125,16 +120,26 @@ def test_gpt2_in_float64_is_dense_autograd_to_1e_9(policy, mode):
 @EVERY
 @pytest.mark.parametrize("family", [*FAMILIES, "gptj"])
 def test_every_family_is_dense_autograd(family, policy):
-    lm = tiny(family)
-    for layer in (0, NUM_LAYERS - 2, NUM_LAYERS - 1):
-        hidden, logits, _ = dense(lm, policy, layer)
+    lm, last = tiny(family), NUM_LAYERS - 1
+    for layer in (0, last):
+        run = plain(lm, policy, layer)
+        zero = torch.zeros(D_MODEL)
+        hidden = torch.autograd.functional.jacobian(lambda x, run=run: run(x)[0], zero)
         for mode in Mode:
             found = ours(lm, policy, layer, mode=mode)
             assert deviation(found.matrices, hidden) < FLOAT32
-            assert deviation(unembedded(found), logits) < FLOAT32
             # Mixture-of-experts kernels have no forward derivative.
-            expected = Mode.REVERSE if family == "mixtral" else mode
-            assert found.mode is expected
+            backwards = family == "mixtral" and layer < last
+            assert found.mode is (Mode.REVERSE if backwards else mode)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gptj"])
+def test_the_unembedding_of_j_is_the_jacobian_of_the_logits(family):
+    lm = tiny(family)
+    _, logits, p = dense(lm, "last", 1)
+    found = ours(lm, "last", 1)
+    assert deviation(unembedded(found), logits) < FLOAT32
+    assert torch.allclose(found.probabilities, p, atol=FLOAT32)
 
 
 def test_policies_are_different_matrices():
@@ -148,12 +153,18 @@ def test_policies_are_different_matrices():
 
 
 def test_many_predictions_are_differentiated_forwards_and_few_backwards():
+    for policy, ((ids, prompt_length), _) in POLICIES.items():
+        many = len(ids) - prompt_length >= jacobian.FORWARD_FROM
+        expected = Mode.FORWARD if many else Mode.REVERSE
+        assert ours(tiny("llama"), policy, 1).mode is expected
+
+
+def test_it_works_where_gradients_are_off():
     lm = tiny("llama")
-    modes = {policy: ours(lm, policy, 1).mode for policy in POLICIES}
-    assert len(RESPONSE) >= jacobian.FORWARD_FROM > 1
-    for policy, mode in modes.items():
-        many = "generated" in policy or policy == "response"
-        assert mode is (Mode.FORWARD if many else Mode.REVERSE)
+    for policy in ("last", "generated"):
+        expected = ours(lm, policy, 1).matrices
+        with torch.no_grad():
+            assert torch.equal(ours(lm, policy, 1).matrices, expected)
 
 
 def test_the_soft_cap_is_in_the_slopes():
@@ -167,7 +178,7 @@ def test_the_soft_cap_is_in_the_slopes():
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
-@EVERY
+@pytest.mark.parametrize("policy", ["last", "all", "generated"])
 def test_fisher_is_the_gram_matrix_of_the_centred_jacobian(family, policy):
     lm = tiny(family, dtype=torch.float64 if family == "gpt2" else torch.float32)
     found = ours(lm, policy, 1)
@@ -212,7 +223,7 @@ def test_kl_is_half_delta_f_delta_up_to_third_order(policy):
         assert true == pytest.approx(quadratic, rel=0.5)
         gaps.append(abs(true - quadratic))
     # Third order: half the step, an eighth of the gap; second order would be 4 fold.
-    for gap, next_gap in zip(gaps, gaps[1:], strict=False):
+    for gap, next_gap in itertools.pairwise(gaps):
         assert gap / next_gap == pytest.approx(8, rel=0.2)
 
 
@@ -249,37 +260,9 @@ def test_a_planted_rank_is_found_exactly():
             values = linalg.spectrum(square).values
             ranks = linalg.effective_ranks(values, floor=1e-8).ranks
             assert ranks[1e-3] == ranks[1e-4] == rank
-    # Not vacuous: the model without the plant has no such rank.
+    # Not vacuous: so much is the plant's doing.
     whole = linalg.spectrum(ours(tiny("gpt2"), "last", 1).fisher()).values
     assert linalg.effective_ranks(whole, floor=1e-6).ranks[1e-4] > 2 * rank
-
-
-def short_vocabulary(size: int) -> Any:
-    """A GPT-2 in float64 of so few tokens that all responses can be gone through."""
-    few = config("gpt2")
-    few.vocab_size = size
-    model = reinitialised(GPT2LMHeadModel(few)).eval().double()
-    return load(model, tokenizer=tokenizer())
-
-
-@pytest.mark.parametrize("scope", [Scope.GENERATING, Scope.ALL])
-def test_the_score_has_mean_0_and_the_covariance_of_the_sequence_fisher(scope):
-    size, prompt = 8, [3, 1, 4, 1, 5]
-    lm, shift = short_vocabulary(size), Shift(Site(1), scope)
-    mean = torch.zeros(D_MODEL, dtype=torch.float64)
-    covariance, expected = mean.outer(mean), mean.outer(mean)
-    first = suffix_jacobian(lm, (prompt, 5), shift=shift).probabilities[0]
-    for y in range(size):
-        # What is read for the second token does not depend on which one it is.
-        both = suffix_jacobian(lm, ([*prompt, y, 0], 5), shift=shift)
-        expected += first[y] * both.fisher()
-        for z in range(size):
-            g = score(lm, ([*prompt, y, z], 5), shift=shift)
-            share = first[y] * both.probabilities[1, z]
-            mean += share * g
-            covariance += share * g.outer(g)
-    assert deviation(covariance, expected) < 1e-12
-    assert mean.abs().max() < 1e-12
 
 
 def hooks(model: nn.Module) -> list[int]:
@@ -309,13 +292,84 @@ def test_the_model_is_left_as_it_was(mode):
         assert (weight.grad == 1).all()
 
 
-class _Doubled(torch.autograd.Function):
-    """An operation with a backward pass only: no batched form, no forward one."""
+class Doubled(torch.autograd.Function):
+    """An operation with a plain backward pass: no batched form, no forward one."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.mul(2)
+        return x * 2
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return grad.numpy() * 2 if False else torch.from_numpy(grad.numpy() * 2)
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(gradient.numpy() * 2)
+
+
+class Doubling(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return Doubled.apply(x)
+
+
+@pytest.mark.parametrize("mode", [None, *Mode])
+@pytest.mark.parametrize("policy", ["last", "generated"])
+def test_an_operation_with_nothing_but_a_backward_pass_is_enough(policy, mode):
+    model = network("gpt2").double()
+    model.transformer.ln_f = nn.Sequential(model.transformer.ln_f, Doubling())
+    found = ours(borrowed(model), policy, 1, mode=mode)
+    assert found.mode is Mode.REVERSE
+    simple = ours(tiny("gpt2", dtype=torch.float64), policy, 1).matrices
+    assert deviation(found.matrices, 2 * simple) < 1e-12
+
+
+class Normalised(GPT2LMHeadModel):
+    """A model that returns log-probabilities where others return logits."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits.log_softmax(-1)
+        return output
+
+
+def test_a_model_that_mixes_its_logits_is_refused_and_left_as_it_was():
+    model = Normalised(network("gpt2").config).eval()
+    model.load_state_dict(network("gpt2").state_dict())
+    lm = borrowed(model)
+    with pytest.raises(ModelError, match="mixes its logits"):
+        ours(lm, "last", 1)
+    assert sum(hooks(model)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_on_a_float32_copy_of_the_same_weights(dtype):
+    lm = borrowed(network("llama").to(dtype))
+    before = {name: w.clone() for name, w in lm.model.named_parameters()}
+    found = ours(lm, "last", 1)
+    same = ours(borrowed(network("llama").to(dtype).float()), "last", 1)
+    assert deviation(found.matrices, same.matrices) < FLOAT32
+    # Not vacuous: the weights are rounded.
+    assert deviation(found.matrices, ours(tiny("llama"), "last", 1).matrices) > 1e-4
+    for name, weight in lm.model.named_parameters():
+        assert weight.dtype == dtype
+        assert torch.equal(weight, before[name])
+    wide = widened(lm)
+    assert wide.dtype == torch.float32
+    assert widened(wide) is wide
+    assert wide.blocks[0] is not lm.blocks[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "scope", "complaint"),
+    [
+        (([1, 2, 3], 0), Scope.ALL, "3 tokens has 0"),
+        (([1, 2, 3], 4), Scope.ALL, "3 tokens has 4"),
+        (([1, 2, 3], 3), Scope.RESPONSE, "scope response"),
+        (([1, 2, 3], 2), Scope.RESPONSE, "scope response"),
+    ],
+)
+def test_a_row_without_a_shifted_token_is_refused(row, scope, complaint):
+    with pytest.raises(InputError, match=complaint):
+        suffix_jacobian(tiny("llama"), row, shift=Shift(Site(1), scope))
+
+
+def test_a_score_needs_a_response():
+    with pytest.raises(InputError, match="has none"):
+        score(tiny("llama"), (PROMPT, len(PROMPT)), shift=Shift(Site(1)))

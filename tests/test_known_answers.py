@@ -22,7 +22,7 @@ SMALL = {
     "num_dose_prompts": 4,
     "samples": 2,
     "max_new_tokens": 6,
-    "num_perpendicular": 1,
+    "num_perpendicular": 2,
     "num_random": 1,
 }
 PROMPTS = [

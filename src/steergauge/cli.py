@@ -289,8 +289,9 @@ def audit(
     audits: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated, instead of the preset's: plumbing, manipulation, equivalence, "
-            "divergence, replication, scale, logits, environments, reliability."
+            help="Comma-separated, instead of the preset's: plumbing, manipulation, "
+            "equivalence, divergence, replication, scale, logits, environments, "
+            "reliability."
         ),
     ] = None,
     dry_run: Annotated[

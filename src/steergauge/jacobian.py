@@ -20,10 +20,10 @@ all           all, none           every prompt token, the same delta
 generated     generating, given   the last prompt token and each response token
 ============  ==================  ==================================================
 
-Tokens before the first shifted one run once, into a cache. The d rows of J_k come from
-one pass and its batched reverse mode; with many k, all J_k come together from forward
-mode. Both are exact, take scaled dot products through their plain formula, the only
-one with all derivatives, and are done in float32 at least.
+Tokens before the first shifted one run once, into a cache. The rows of J_k come from
+one pass and its batched reverse mode; with many k, forward mode makes all J_k together.
+Both are exact, in float32 at least, and use attention's plain formula: the only kernel
+with all derivatives.
 """
 
 import copy
@@ -60,8 +60,7 @@ LARGEST_COPY = 2**33
 """Bytes of the largest copy of a model that is made to widen it, 8 GiB."""
 
 FORWARD_FROM = 4
-"""Predictions from which on forward mode is the faster: it costs thrice as much as
-reverse mode for one of them, and no more for many."""
+"""Predictions from which on forward mode is faster: it costs three reverse modes."""
 
 Row = tuple[Sequence[int], int]
 """Token ids of a prompt and its response, and how many are the prompt's."""
@@ -157,6 +156,7 @@ def suffix_jacobian(
     )
 
 
+@torch.enable_grad()
 def score(lm: LanguageModel, row: Row, *, shift: Shift) -> Direction:
     """g, the derivative of log P(response) by delta, in float64.
 
@@ -173,9 +173,8 @@ def score(lm: LanguageModel, row: Row, *, shift: Shift) -> Direction:
             remedy="Give responses drawn from the model, or use the exact `fisher`.",
         )
     delta = torch.zeros_like(entry.stream[0, 0]).requires_grad_()
-    with torch.enable_grad():
-        logits = entry.logits(entry.stream + entry.covered * delta)[0]
-        (gradient,) = grad(log_likelihood(logits, entry.targets).sum(), delta)
+    logits = entry.logits(entry.stream + entry.covered * delta)[0]
+    (gradient,) = grad(log_likelihood(logits, entry.targets).sum(), delta)
     return gradient.double()
 
 
@@ -313,13 +312,14 @@ def _allowed(entry: _Entry, preferred: Mode | None) -> Mode:
     return Mode.FORWARD if forward else Mode.REVERSE
 
 
+@torch.enable_grad()
 def _graph(entry: _Entry) -> tuple[Tensor, Tensor]:
     """A delta of 0 and z (predictions, d_model) as a differentiable function of it."""
     delta = torch.zeros_like(entry.stream[0, 0]).requires_grad_()
-    with torch.enable_grad():
-        return delta, entry.hidden(entry.stream + entry.covered * delta)[0]
+    return delta, entry.hidden(entry.stream + entry.covered * delta)[0]
 
 
+@torch.enable_grad()
 def _reverse(entry: _Entry) -> Tensor:
     """J_k, row by row: the graph of one pass serves all rows."""
     delta, hidden = _graph(entry)
@@ -371,6 +371,7 @@ def _has_forward(entry: _Entry) -> bool:
     return bool(((c * column).sum() - row @ u).abs() <= 1e-3 * scale)
 
 
+@torch.enable_grad()
 def _logits_and_slopes(entry: _Entry) -> tuple[Tensor, Tensor]:
     """Logits where tokens are predicted, and their derivatives by W z, entry by entry.
 
@@ -385,8 +386,7 @@ def _logits_and_slopes(entry: _Entry) -> tuple[Tensor, Tensor]:
 
     handle = entry.lm.model.get_output_embeddings().register_forward_hook(hook)
     try:
-        with torch.enable_grad():
-            logits = entry.logits(entry.stream.detach().requires_grad_())
+        logits = entry.logits(entry.stream.detach().requires_grad_())
     finally:
         handle.remove()
     (slopes,) = grad(logits.sum(), inputs[-1], retain_graph=True)

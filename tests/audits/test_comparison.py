@@ -23,9 +23,9 @@ NUM_CELLS = 4
 
 
 def judged(effects, *, name="", num_cells=1, seed=0, prompts=60, samples=6) -> Cell:
-    lifts = ScoreTable(num_prompts=prompts, num_samples=samples, seed=seed).lifts(
-        effects
-    )
+    table = ScoreTable(num_prompts=prompts, num_samples=samples, seed=seed)
+    # Five directions, as one cannot speak for others.
+    lifts = table.lifts({n: [e] * 5 if n == "w" else e for n, e in effects.items()})
     return cell(
         name, lifts["v"], lifts.get("w"), num_cells=num_cells, seed=seed, **RULES
     )
@@ -149,8 +149,15 @@ def test_one_prompt_too_few_is_not_equivalent():
         (MINIMUM_PROMPTS, Verdict.EQUIVALENT),
     ):
         lifts = ScoreTable(num_prompts=prompts).lifts({"v": LIFT})["v"]
-        seen = cell("", lifts, lifts.copy(), **RULES)
+        seen = cell("", lifts, np.repeat(lifts, 2, axis=0), **RULES)
         assert seen.comparison.verdict is Verdict.EQUIVALENT
+        assert seen.verdict is expected
+
+
+def test_one_direction_cannot_speak_for_others():
+    lifts = ScoreTable(num_prompts=100, num_samples=10).lifts({"v": LIFT})["v"]
+    for num, expected in ((1, Verdict.UNINFORMATIVE), (2, Verdict.EQUIVALENT)):
+        seen = cell("", lifts, np.repeat(lifts, num, axis=0), **RULES)
         assert seen.verdict is expected
 
 
@@ -176,7 +183,7 @@ def test_without_a_second_vector_there_is_a_lift_and_no_comparison():
 
 
 def test_plain_data_hold_the_numbers():
-    seen = judged({"v": LIFT, "w": [0.5 * LIFT] * 3}, name="here")
+    seen = judged({"v": LIFT, "w": 0.5 * LIFT}, name="here")
     plain, numbers = seen.to_json(), seen.comparison
     assert (plain["name"], plain["verdict"]) == ("here", "DIFFERENT")
     assert plain["difference"][0] == pytest.approx(

@@ -57,8 +57,8 @@ def test_the_same_run_opens_the_folder_again_and_changes_nothing(store):
         ({"alpha": 2.0}, INPUTS, ["alpha", "None there", "2.0 asked for"]),
         ({"against": ("a",)}, INPUTS, ["against", "'a'"]),
         ({"seed": 1, "samples": 9}, INPUTS, ["samples", "seed"]),
-        ({}, INPUTS | {"model": "9999"}, ["inputs", "0123", "9999"]),
-        ({}, {"model": "0123"}, ["inputs", "4567"]),
+        ({}, INPUTS | {"model": "9999"}, ["contents of model", "0123", "9999"]),
+        ({}, {"model": "0123"}, ["contents of", "4567"]),
     ],
 )
 def test_another_run_is_refused_and_the_difference_is_named(

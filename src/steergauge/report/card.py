@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 
 from steergauge.audits.finding import Finding
-from steergauge.report import words
+from steergauge.report import probe, words
 from steergauge.report.cases import has_experiments
 from steergauge.report.glossary import limits
 from steergauge.report.headline import headline, trait_name
@@ -37,6 +37,8 @@ def render(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
     }
     return environment.get_template("card.md.j2").render(
         words=words,
+        probe_kind=probe.kind,
+        probe_record=probe.brief,
         verdicts=words.VERDICTS,
         headline=headline(findings, facts),
         trait=trait_name(facts),

@@ -37,7 +37,7 @@ _QUESTIONS = (
         f"Does v + {PERP} follow v in every environment?",
         "Table 2, Figure 4",
     ),
-    ("logits", "Does R hold more than geometry?", "Table 3"),
+    ("logits", "Is R what geometry alone gives?", "Table 3"),
     ("reliability", "Does v steer every prompt the same way?", "not in the paper"),
 )  # fmt: skip
 
@@ -80,25 +80,36 @@ def opening(cases: list[Case]) -> str:
             (f"v + {PERP}", "equivalence"),
             (f"{PERP} alone", f"equivalence[{ALONE}]"),
         )
-        if (counted := _counted(case.verdict(key) for case in moving))
+        if (counted := _counted(case.findings.get(key) for case in moving))
     ]
     counts = f"v moves its trait in {len(moving)} of {len(cases)} cases."
-    return f"{counts} Of these, {'; '.join(parts)}." if parts else counts
+    if not parts:
+        return counts
+    of_those = "" if len(moving) == len(cases) else "Of those, "
+    return f"{counts} {of_those}{'; '.join(parts)}."
 
 
-def _counted(verdicts: Iterable[Verdict | None]) -> str:
+_OUTCOMES = (
+    "moves it as far",
+    "does not move it as far",
+    "moves it farther",
+    "is undecided",
+    "is not judged",
+)
+
+
+def _counted(findings: Iterable[Finding | None]) -> str:
     """Verdicts on “moves it as far” by their number."""
-    seen = Counter(verdict for verdict in verdicts if verdict is not None)
-    phrases = {
-        Verdict.EQUIVALENT: "moves it as far in {}",
-        Verdict.DIFFERENT: "moves it differently in {}",
-        Verdict.INCONCLUSIVE: "is open in {}",
-    }
-    return ", ".join(
-        phrase.format(seen[verdict])
-        for verdict, phrase in phrases.items()
-        if seen[verdict]
-    )
+    seen = Counter(_outcome(finding) for finding in findings if finding)
+    return ", ".join(f"{one} in {seen[one]}" for one in _OUTCOMES if seen[one])
+
+
+def _outcome(finding: Finding) -> str:
+    same, less, more, unknown, unjudged = _OUTCOMES
+    if finding.verdict is Verdict.DIFFERENT and finding.estimate:
+        return more if finding.estimate.value > 0 else less
+    by_verdict = {Verdict.EQUIVALENT: same, Verdict.INCONCLUSIVE: unknown}
+    return by_verdict.get(finding.verdict, unjudged)
 
 
 def verdicts(cases: Sequence[Case]) -> tuple[Said, ...]:

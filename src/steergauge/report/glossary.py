@@ -133,7 +133,8 @@ EXPERIMENTS: Entries = (
     (
         "Reliability",
         "How much of the variance of prompts' mean scores is not the noise of few "
-        "samples. Two such means cannot correlate by more than their reliability.",
+        "samples. Means of two arms that do the same correlate by that much on "
+        "average, so a small correlation may be noise alone.",
     ),
     (
         "Raw ratio, lift ratio",
@@ -149,8 +150,8 @@ EXPERIMENTS: Entries = (
         "R, rho and T",
         "R: how far v⊥ moves the next-token logits from v's, over how far v lies from "
         "a random vector. rho: how much more v moves logits than a random step, "
-        "squared. rho alone makes R about 1 / √(1 + rho); T is what remains of R², 1 "
-        "if nothing.",
+        "squared. First-order geometry gives an R of about 1 / √(1 + rho); T is R² "
+        "over the square of that number, and 1 if R is what geometry gives.",
     ),
     (
         "Environment",

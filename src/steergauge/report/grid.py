@@ -27,12 +27,14 @@ class Cell:
         small: what belongs to it, such as its interval.
         verdict: shown as a badge above both, if there is one.
         heat: from 0 to 5, how dark the ground is; the text says the number.
+        of: what the verdict is of, if not of the number: it then stands below both.
     """
 
     text: str
     small: str = ""
     verdict: str = ""
     heat: int = 0
+    of: str = ""
 
 
 UNKNOWN = Cell("\N{EN DASH}")
@@ -125,9 +127,7 @@ def number(value: float | None, *, signed: bool = False, digits: int = 3) -> str
     """A number to so many decimals, or a dash."""
     if not known(value):
         return UNKNOWN.text
-    sign = "+" if signed else ""
-    text = f"{value:{sign}.{digits}f}"
-    return text.replace("-", words.MINUS)
+    return words.fixed(value, digits, sign="+" if signed else "")
 
 
 def share(value: float | None, digits: int = 0) -> str:

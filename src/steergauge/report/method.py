@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steergauge.audits.finding import Finding
-from steergauge.report import words
+from steergauge.report import probe, words
 from steergauge.statistics import NUM_DRAWS
 
 SCOPES = {
@@ -16,6 +16,13 @@ SCOPES = {
     "token of the prompt and the response's",
 }
 READS = {"last": "last token of each text", "": "not stated"}
+_KINDS = {
+    "lexical": "counts words or phrases",
+    "classifier": "probability of a label by a trained classifier",
+    "zero-shot": "probability of a label by a model of entailment",
+    "judge": "rating by a language model that is asked",
+    "function": "a function that was given",
+}
 METHODS = {"mean_difference": "mean difference of the streams of the pairs"}
 
 
@@ -83,8 +90,8 @@ def span(values: list[float]) -> str:
     >>> span([0.7071, 0.7072]), span([0.145, 0.1]), span([])
     ('0.707', '0.100 to 0.145', '')
     """
-    texts = [f"{value + 0:.3f}".replace("-0.000", "0.000") for value in values]
-    texts = [text.replace("-", words.MINUS) for text in texts]
+    texts = [words.fixed(value) for value in values]
+    texts = ["0.000" if text == f"{words.MINUS}0.000" else text for text in texts]
     if not texts:
         return ""
     ends = (texts[values.index(min(values))], texts[values.index(max(values))])
@@ -116,8 +123,9 @@ def _vector(facts: Mapping[str, Any]) -> list[Entry]:
     entries = [
         Entry("extracted by", how),
         Entry("contrast pairs", str(facts["num_pairs"] or "not known")),
+        *([Entry("made from", facts["source"])] if facts.get("source") else []),
         Entry("read at", READS.get(facts["position"], facts["position"])),
-        Entry("layer", f"{facts['layer']} (of 0 to {facts['num_layers'] - 1})",
+        Entry("layer", words.layer(facts),
               "read and written at the output of this block"),
         Entry("steered positions", facts["scope"], SCOPES.get(facts["scope"], "")),
         Entry("alpha", words.plain(facts["alpha"]), chosen),
@@ -172,23 +180,23 @@ def _elsewhere(findings: Mapping[str, Finding]) -> Iterator[Entry]:
 
 
 def _probe(facts: Mapping[str, Any]) -> list[Entry]:
-    probe = facts["probe"]
-    if probe is None:
+    seen = facts["probe"]
+    if seen is None:
         return [Entry("probe", "none", "the trait was not scored")]
+    kind = probe.kind(seen)
     entries = [
-        Entry("probe", probe["name"]),
-        Entry("AUC on labelled texts", f"{probe['auc']:.3f}",
-              f"{probe['num_labelled']} texts; below 0.8 a probe may not judge"),
+        Entry("probe", seen["name"]),
+        Entry("kind", kind, _KINDS.get(kind, "")),
+        *(Entry(name, value) for name, value in probe.record(seen)),
+        Entry("AUC on labelled texts", f"{seen['auc']:.3f}",
+              f"{seen['num_labelled']} texts; below 0.8 a probe may not judge"),
     ]  # fmt: skip
-    if not (probe["high_words"] or probe["low_words"]):
-        return [*entries, Entry("score", "a function that was given")]
-    return [
-        *entries,
-        Entry("score", "sigmoid(words up \N{MINUS SIGN} words down)",
-              "whole words or phrases; a text without any of them scores 0.5"),
-        Entry("words counted up", ", ".join(probe["high_words"])),
-        Entry("words counted down", ", ".join(probe["low_words"])),
-    ]  # fmt: skip
+    counted = (("up", "high_words"), ("down", "low_words"))
+    return entries + [
+        Entry(f"words counted {way}", ", ".join(seen[key]), "whole words or phrases")
+        for way, key in counted
+        if seen[key]
+    ]
 
 
 def _statistics(findings: Mapping[str, Finding]) -> list[Entry]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steergauge.audits.finding import Verdict
-from steergauge.audits.logits import PUBLISHED
+from steergauge.audits.logits import PUBLISHED, TOLERANCE
 from steergauge.report import words
 from steergauge.report.cases import Case, having
 from steergauge.report.grid import (
@@ -24,7 +24,7 @@ from steergauge.report.grid import (
     written,
 )
 from steergauge.report.parts import Block, said
-from steergauge.report.words import PERP, arm_name, arm_note, typeset
+from steergauge.report.words import PERP, arm_name, arm_note, percent, typeset
 
 ORDER = (
     "v_recomputed", "v_plus_perp", "v_turned", "against", "perp", "random",
@@ -38,10 +38,10 @@ _LARGEST = {"agreement": 1.0, "overlap": 1.0, "tv": 1.0, "js": math.log(2)}
 
 _CARRIES = (
     "The numerator of R lacks what its denominator has: v's own effect. So R is below "
-    "1 for every v that moves the logits more than 1/d times as much as a random step "
-    "does, with a null space and without one; R null is what that gain makes it, and T "
-    "= 1 says that R holds nothing more. R matched divides by a random addition of the "
-    "same length to the same v, so that its null is 1."
+    "1 for every v that moves the logits more than 1/d_model times as much as a random "
+    "step does, with a null space and without one. R null is what first-order geometry "
+    "gives for that gain, and T = 1 says that R is this number. R matched divides by a "
+    "random addition of the same length to the same v, so that its null is 1."
 )
 _REFERENCE = (
     "Agreement and overlap are high wherever the next token is nearly certain. They "
@@ -57,7 +57,7 @@ def table_3(cases: list[Case]) -> tuple[Block, ...]:
         return ()
     return (
         Block(
-            grids=tables(_published(found), _honest(found)),
+            grids=tables(_published(found), _beside_geometry(found)),
             said=said((case, _told(case, details)) for case, details in found),
             carries=_CARRIES,
         ),
@@ -109,7 +109,7 @@ def _value(measures: Mapping[str, Any], family: str, measure: str) -> Cell:
     return Cell(share(measures[family][measure][0]))
 
 
-def _honest(found: Found) -> Grid:
+def _beside_geometry(found: Found) -> Grid:
     columns = (
         Column(typeset("rho"), "", "gain of v over a random step's"),
         Column("R null", "", "by that gain alone"),
@@ -198,13 +198,15 @@ def _told(case: Case, details: Mapping[str, Any]) -> str:
     text = (
         f"R is {number(details['ratio_published'])}. A step along v moves the logits "
         f"{words.plain(details['rho'][0])} times as much (squared) as a random one, "
-        f"which alone makes R {number(details['ratio_null'][0])}. "
+        f"for which first-order geometry gives R = {number(details['ratio_null'][0])}. "
         f"T is {written(details['excess'], 'ratio')}"
     )
     endings = {
-        Verdict.EXPLAINED: ": R holds nothing beyond that gain.",
-        Verdict.NONLINEAR: ": R is not what first-order geometry makes it; the steps "
-        "are long enough to bend the logits.",
+        Verdict.EXPLAINED: f": T is 1 within {percent(TOLERANCE)}.",
+        Verdict.NONLINEAR: ": T is not 1, so R differs from what first-order geometry "
+        "gives.",
+        Verdict.INCONCLUSIVE: "; whether R is what first-order geometry gives could "
+        "not be told.",
     }
     verdict = case.verdict("logits")
     return text + (endings.get(verdict, ".") if verdict else ".")

@@ -1,8 +1,8 @@
 """Table 1 of arXiv 2602.06801: |d|, r and perp-only, and what each of them can carry.
 
 Two tables: the paper's own, beside the same numbers of v against itself and of no
-steering at all; and the honest forms of d and r. `lifted` has the lifts, on which a
-verdict can rest. All numbers are those of the findings.
+steering at all; and forms of d and r that can carry a verdict. `lifted` has the lifts,
+on which one can rest. All numbers are those of the findings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ from steergauge.report.grid import (
     spread,
     tables,
     verdict_cell,
+    written,
 )
 from steergauge.report.parts import Block, said
 from steergauge.report.words import PERP, arm_name, percent, typeset
@@ -36,11 +37,14 @@ _D_AND_R = (
     "ratio of raw scores is near 100\N{NO-BREAK SPACE}% wherever steering moves the "
     "score little beside its unsteered size; column “no steering” says how near."
 )
-_HONEST = (
+_WITH_NOISE = (
     "With a sign and an interval over prompts and directions, d can speak for a "
-    "difference, or leave the matter open. r of prompts' means is bounded by the "
-    "reliability of those means: below the bound, a small r is noise."
+    "difference, or leave the matter open. Means of prompts that are as noisy as these "
+    "correlate by no more than their reliability on average, also where two vectors do "
+    "the same, so a small r may be noise alone."
 )
+_LEAST_BOUND = 0.3
+"""Reliability from which on r is corrected; below it the quotient is noise."""
 
 
 def table_1(cases: list[Case]) -> tuple[Block, ...]:
@@ -54,9 +58,9 @@ def table_1(cases: list[Case]) -> tuple[Block, ...]:
             carries=_D_AND_R,
         ),
         Block(
-            grids=tables(_honest(found)),
+            grids=tables(_with_noise(found)),
             said=said((case, _correlated(details)) for case, details in found),
-            carries=_HONEST,
+            carries=_WITH_NOISE,
         ),
     )
     return tuple(block for block in blocks if block.grids)
@@ -161,7 +165,7 @@ def _known_answers(found: Found) -> Grid:
     )
 
 
-def _honest(found: Found) -> Grid:
+def _with_noise(found: Found) -> Grid:
     d, r = "effect size", "correlation"
     columns = (
         Column(typeset("Hedges' d"), d, "signed, 95\N{NO-BREAK SPACE}% interval"),
@@ -169,12 +173,12 @@ def _honest(found: Found) -> Grid:
         Column("ICC", r, "share of variance between prompts"),
         Column("r expected", r, "from prompts alone"),
         Column("reliability", r, "of a prompt's mean"),
-        Column(typeset("r of prompts' means"), r, "and the most to be expected"),
+        Column(typeset("r of prompts' means"), r, "beside what to expect"),
         Column("r corrected", r, "for that noise; can exceed 1"),
-        Column("|d| above its floor?", "", "T2"),
+        Column("|d| above its floor?", "", "T2, excess of mean |d|"),
     )
     rows = tuple(
-        Row(case.trait, case.note, _honest_cells(case, details))
+        Row(case.trait, case.note, _noise_cells(case, details))
         for case, details in found
     )
     return Grid(
@@ -186,21 +190,32 @@ def _honest(found: Found) -> Grid:
     )
 
 
-def _honest_cells(case: Case, details: Mapping[str, Any]) -> tuple[Cell, ...]:
-    seen = case.findings["replication"].estimate
-    corrected = details["r_disattenuated"]
+def _noise_cells(case: Case, details: Mapping[str, Any]) -> tuple[Cell, ...]:
+    excess = case.findings["replication"].estimate
+    tested = written([excess.value, excess.low, excess.high]) if excess else ""
+    corrected = _corrected(details)
     return (
-        measured([seen.value, seen.low, seen.high]) if seen else UNKNOWN,
+        measured(details.get("hedges")),
         Cell(number(details["noise_floor"]["shared_prompts"])),
         Cell(number(details["icc"])),
         Cell(number(details["r_expected"])),
         Cell(number(details["reliability"])),
-        Cell(number(details["r_prompts"]), f"≤ {number(details['r_prompts_bound'])}"),
+        Cell(
+            number(details["r_prompts"]),
+            f"{number(details['r_prompts_bound'])} on average",
+        ),
         Cell(number(corrected))
         if known(corrected)
         else Cell("none", "reliability too low"),
-        verdict_cell(case.verdict("replication")),
+        verdict_cell(case.verdict("replication"), tested),
     )
+
+
+def _corrected(details: Mapping[str, Any]) -> float | None:
+    """R with the noise taken out, where enough is left to divide by."""
+    if details["r_prompts_bound"] < _LEAST_BOUND:
+        return None
+    return details["r_disattenuated"]
 
 
 def _told(case: Case, details: Mapping[str, Any]) -> str:
@@ -246,12 +261,17 @@ def _above_floor(case: Case) -> str:
             "v did not pass its manipulation check, so a small |d| cannot be read as "
             "equivalence."
         )
-    if verdict is Verdict.UNINFORMATIVE and not _overruled(case):
+    if verdict is not Verdict.UNINFORMATIVE or _overruled(case):
+        return ""
+    if case.findings["replication"].estimate is None:
         return (
-            "Within two standard errors the two agree: |d| is at its noise floor and "
-            f"says neither that v + {PERP} does what v does, nor that it does not."
+            "The spread over directions is not known, so |d| cannot be held against "
+            "its floor."
         )
-    return ""
+    return (
+        "The interval of their difference holds 0: |d| is at its noise floor and says "
+        f"neither that v + {PERP} does what v does, nor that it does not."
+    )
 
 
 def _overruled(case: Case) -> bool:
@@ -259,12 +279,12 @@ def _overruled(case: Case) -> bool:
 
 
 def _correlated(details: Mapping[str, Any]) -> str:
-    bound, corrected = details["r_prompts_bound"], details["r_disattenuated"]
+    bound, corrected = details["r_prompts_bound"], _corrected(details)
     row = details["published"][-1]
     text = (
         f"Prompts alone would give r = {number(details['r_expected'])}; seen is "
         f"{number(row['r_mean'])}. Means of prompts as reliable as these are expected "
-        f"to correlate by {number(bound)} at most; they do by "
+        f"to correlate by {number(bound)} on average; they do by "
         f"{number(details['r_prompts'])}"
     )
     if not known(details["r_prompts"]):

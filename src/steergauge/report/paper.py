@@ -8,8 +8,8 @@ findings alone; a part whose audit was not run is left out.
 from collections.abc import Callable, Sequence
 
 from steergauge.audits.finding import Verdict
-from steergauge.report import glance, words
-from steergauge.report.cases import Case
+from steergauge.report import glance, probe, words
+from steergauge.report.cases import TURNED, Case
 from steergauge.report.glossary import paper_glossary
 from steergauge.report.lifted import lifted
 from steergauge.report.next_token import table_3
@@ -22,6 +22,9 @@ from steergauge.report.slopes import steerability
 from steergauge.report.strengths import figure_3
 from steergauge.report.templating import environment
 from steergauge.report.words import PERP
+
+_WITHOUT_PROBE = ("table-3",)
+"""Parts that need no score of texts."""
 
 Maker = Callable[[list[Case]], tuple[Block, ...]]
 
@@ -66,9 +69,9 @@ _PARTS: tuple[tuple[str, str, str, str, tuple[Maker, ...]], ...] = (
     (
         "steerability",
         "Prompt by prompt",
-        "not in the paper; asked by arXiv 2407.12404",
-        "Nothing is claimed of single prompts; a mean over prompts, as in all tables "
-        "above, leaves them open.",
+        "",
+        "Does v steer every prompt the same way? A mean over prompts, as in all tables "
+        "above, leaves that open; arXiv 2407.12404 asks it.",
         (steerability,),
     ),
 )
@@ -105,6 +108,9 @@ def render(cases: Sequence[Case], missing: Sequence[str] = ()) -> str:
         not_run=_not_run(rows, made),
         glossary=paper_glossary(),
         backward=[case for case in rows if case.facts["alpha"] < 0],
+        brief=probe.brief,
+        kind=probe.kind,
+        turned=any(f"equivalence[{TURNED}]" in case.findings for case in rows),
     )
 
 
@@ -112,7 +118,7 @@ def _not_run(cases: list[Case], made: Sequence[Part]) -> list[tuple[str, str]]:
     """Parts without any finding, and what single runs had to leave out."""
     shown = {part.name for part in made}
     missing = [
-        (title, "none of these runs asked for it, or none could score its texts")
+        (title, _why_missing(cases, name))
         for name, title, *_ in _PARTS
         if name not in shown
     ]
@@ -121,3 +127,10 @@ def _not_run(cases: list[Case], made: Sequence[Part]) -> list[tuple[str, str]]:
         for case in cases
         for reason in case.facts["not_run"]
     ]
+
+
+def _why_missing(cases: list[Case], name: str) -> str:
+    """Why no run has anything to show in a part."""
+    if name not in _WITHOUT_PROBE and not any(case.facts["probe"] for case in cases):
+        return "no probe"
+    return "not asked for, or without a number that could be shown"

@@ -46,8 +46,8 @@ class Part:
     Attributes:
         name: anchor on the page.
         title: heading.
-        source: where it is in the paper.
-        claim: what the paper concludes from it.
+        source: where it is in the paper; empty if it is not.
+        claim: what the paper concludes from it, or else what is asked here.
         blocks: what was found here.
     """
 

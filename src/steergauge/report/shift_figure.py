@@ -12,9 +12,9 @@ from steergauge.report.shifts import in_itself
 from steergauge.report.words import PERP
 
 _CARRIES = (
-    "On the left, how far a mark lies beyond its dashed floor is what |d| tells; the "
-    "height alone is mostly the number of texts. On the right, an interval that "
-    "reaches 0 says that v may do nothing in that environment."
+    "On the left, how far a mark lies beyond its dashed floor is what |d| tells; its "
+    "size alone depends on the number of texts. On the right, an interval that reaches "
+    "0 says that v may do nothing in that environment."
 )
 Entry = tuple[Case, Mapping[str, Any]]
 

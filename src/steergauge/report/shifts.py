@@ -27,12 +27,12 @@ from steergauge.statistics import Estimate
 
 _ADDED = f"v + {PERP}"
 _PUBLISHED = (
-    "Each environment has fewer texts than Table 1, and the floor of |d| grows as "
-    "their number falls: |d| must be read beside it. A |d| near its floor shows no "
-    "difference and no sameness. Whether equivalence holds under a shift is a question "
-    "about every environment at once, which a mean over them does not answer."
+    "The floor of |d| grows as the number of texts falls, so |d| must be read beside "
+    "it. A |d| near its floor shows no difference and no sameness. Whether equivalence "
+    "holds under a shift is a question about every environment at once, which a mean "
+    "over them does not answer."
 )
-_HONEST = (
+_EVERYWHERE = (
     "The worst environment counts, not the mean. The variance over environments (which "
     "V-REx penalises, arXiv 2003.00688) is held against what sampling alone makes of "
     "it. “The same everywhere” needs every environment to be EQUIVALENT, and then "
@@ -57,7 +57,7 @@ def table_2(cases: list[Case]) -> tuple[Block, ...]:
     second = Block(
         grids=tables(_lifts(found, names), _summary(found), _matrix(found, names)),
         said=said((case, _told(case, details)) for case, details in found),
-        carries=_HONEST,
+        carries=_EVERYWHERE,
     )
     return (first, second) if published else (second,)
 
@@ -134,7 +134,7 @@ def _lift(cell: Mapping[str, Any] | None) -> Cell:
     if cell is None:
         return UNKNOWN
     seen = measured(cell["lift"])
-    return Cell(seen.text, seen.small, cell["verdict"])
+    return Cell(seen.text, seen.small, cell["verdict"], of=_ADDED)
 
 
 def _summary(found: Found) -> Grid:
@@ -212,7 +212,8 @@ def _warm(cell: Mapping[str, Any] | None, largest: float) -> Cell:
         return UNKNOWN
     value = cell["lift"][0]
     heat = max(0, round(5 * value / largest))
-    return Cell(number(value, signed=True, digits=2), cell["verdict"].lower(), "", heat)
+    judged = f"{_ADDED}: {cell['verdict'].lower()}"
+    return Cell(number(value, signed=True, digits=2), judged, "", heat)
 
 
 def _floors(details: Mapping[str, Any]) -> str:

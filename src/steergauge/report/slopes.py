@@ -9,6 +9,7 @@ from typing import Any
 
 from steergauge.audits.finding import Verdict
 from steergauge.audits.reliability import TOLERATED
+from steergauge.report import coherence
 from steergauge.report.axis import Axis, Line, linear_axis
 from steergauge.report.cases import Case, having
 from steergauge.report.curves import Curves, Seen, down, series
@@ -26,7 +27,7 @@ from steergauge.report.grid import (
     written,
 )
 from steergauge.report.parts import Block, said
-from steergauge.report.words import MINUS, percent
+from steergauge.report.words import MINUS, percent, plain
 
 _CARRIES = (
     "A mean lift can hide prompts that move the wrong way. But slopes are measured "
@@ -85,6 +86,7 @@ def _table(found: Sequence[tuple[Case, Mapping[str, Any]]]) -> Grid:
         Column("spread", "", "between prompts"),
         Column("noise", "", "of one slope"),
         Column("linearity", "", "of the mean curve"),
+        Column("strengths", "", "that it is the slope over"),
         Column("reliable?", "", f"at most {percent(TOLERATED)}; T20"),
     )
     rows = tuple(
@@ -110,11 +112,28 @@ def _cells(case: Case, details: Mapping[str, Any]) -> tuple[Cell, ...]:
         Cell(number(details["spread"])),
         Cell(number(details["noise"])),
         Cell(share(straight) if known(straight) else "\N{EN DASH}"),
+        _strengths(case, details["alphas"]),
         verdict_cell(case.verdict("reliability")),
     )
 
 
+def _strengths(case: Case, alphas: Sequence[float]) -> Cell:
+    """The range of alpha, and where in it the texts are coherent no longer."""
+    marks = [
+        f"at alpha = {plain(alpha)} {mark}"
+        for alpha in alphas
+        if (mark := coherence.mark(case, alpha))
+    ]
+    return Cell(f"{plain(min(alphas))} to {plain(max(alphas))}", "; ".join(marks))
+
+
 def _told(case: Case, details: Mapping[str, Any]) -> str:
+    judged = _judged(case, details)
+    incoherent = coherence.told(case, details["alphas"])
+    return " ".join(part for part in (judged, incoherent) if part)
+
+
+def _judged(case: Case, details: Mapping[str, Any]) -> str:
     seen = case.findings["reliability"].estimate
     if seen is None:
         return ""

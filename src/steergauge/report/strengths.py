@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from steergauge.audits.finding import Verdict
+from steergauge.report import coherence
 from steergauge.report.axis import Axis, Line, Tick, linear_axis
 from steergauge.report.cases import Case, having
 from steergauge.report.curves import Curves, Seen, down, series
@@ -125,7 +126,7 @@ def _table(found: Sequence[tuple[Case, Mapping[str, Any]]]) -> Grid:
         Column(f"does {_ADDED} do what v does?", "", "T3"),
     )
     bodies = tuple(
-        (_name(case), tuple(_row(point, details) for point in details["curve"]))
+        (_name(case), tuple(_row(case, point, details) for point in details["curve"]))
         for case, details in found
     )
     return Grid(
@@ -138,7 +139,7 @@ def _table(found: Sequence[tuple[Case, Mapping[str, Any]]]) -> Grid:
     )
 
 
-def _row(point: Mapping[str, Any], details: Mapping[str, Any]) -> Row:
+def _row(case: Case, point: Mapping[str, Any], details: Mapping[str, Any]) -> Row:
     cells = {float(cell["name"]): cell for cell in details["cells"]}
     cell = cells.get(point["alpha"])
     label = plain(point["alpha"])
@@ -151,7 +152,7 @@ def _row(point: Mapping[str, Any], details: Mapping[str, Any]) -> Row:
         return Row(label, "", (*scores, UNKNOWN, UNKNOWN, UNKNOWN, same))
     return Row(
         label,
-        "",
+        coherence.mark(case, point["alpha"]),
         (
             *scores,
             measured(cell["lift"]),
@@ -170,7 +171,8 @@ def _told(case: Case, details: Mapping[str, Any]) -> str:
         f"The curves lie at most {number(apart)} apart; v's own moves by "
         f"{number(max(means) - min(means))}. "
     )
-    return text + _judged(case, cells)
+    told = coherence.told(case, [point["alpha"] for point in curve])
+    return " ".join(part for part in (text + _judged(case, cells), told) if part)
 
 
 def _judged(case: Case, cells: Sequence[Mapping[str, Any]]) -> str:

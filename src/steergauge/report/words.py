@@ -5,13 +5,19 @@ Audits speak ASCII (`v_perp`, `kappa_0`, `||`), because a terminal may show them
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from steergauge.audits.finding import Finding, Verdict
+from steergauge.audits.logits import TOLERANCE
 from steergauge.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 PERP = "v\N{UP TACK}"
+LARGE = 1e4
+"""From here on three significant digits are printed."""
+
 _TIMES = "\N{MULTIPLICATION SIGN}"
 _ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
 _SIGNS = tuple(
@@ -66,13 +72,15 @@ VERDICTS = {
         "?", "Neither could be shown with this many prompts. More might decide."
     ),
     Verdict.UNINFORMATIVE: VerdictWord(
-        "∅", "A precondition failed; whatever the numbers are, they mean nothing here."
+        "∅",
+        "A precondition failed, or the number is what noise alone gives: it carries "
+        "nothing here.",
     ),
     Verdict.EXPLAINED: VerdictWord(
-        "∠", "The number is what the size of the effect of v alone makes it, for any v."
+        "∠", f"T is 1 within {100 * TOLERANCE:.0f}\N{NO-BREAK SPACE}%."
     ),
     Verdict.NONLINEAR: VerdictWord(
-        "∿", "The number holds more than first-order geometry; the steps are long."
+        "∿", "T is not 1: R differs from what first-order geometry gives."
     ),
 }
 
@@ -176,7 +184,7 @@ def question(finding: Finding) -> str:
         "divergence": "Does it write the same texts as v?",
         "replication": f"Is |d| of v + {PERP} above that of v against itself?",
         "scale": f"Does v + {PERP} follow v at every {_ALPHA}?",
-        "logits": "Does R hold more than geometry?",
+        "logits": "Is R what geometry alone gives?",
         "environments": "Does v move the trait in every environment?",
         "reliability": "Does v steer every prompt the same way?",
     }.get(finding.audit, finding.audit)
@@ -214,16 +222,27 @@ def typeset(text: str) -> str:
 
 def signed(value: float) -> str:
     """A lift or difference of lifts: +0.031."""
-    return f"{value:+.3f}".replace("-", MINUS)
+    return fixed(value, sign="+")
+
+
+def fixed(value: float, digits: int = 3, *, sign: str = "") -> str:
+    """A number to so many decimals; a large one to three significant digits.
+
+    >>> fixed(3.3392, 2), fixed(28570.0), fixed(28570.0, sign="+")
+    ('3.34', '28600', '+28600')
+    """
+    if abs(value) >= LARGE:
+        return (sign if value > 0 else "") + plain(value)
+    return f"{value:{sign}.{digits}f}".replace("-", MINUS)
 
 
 def plain(value: float, digits: int = 3) -> str:
-    r"""Any other number, to `digits` significant digits.
+    r"""Any other number, to `digits` significant digits, and 3 if it is large.
 
     >>> plain(3.339), plain(28570.0), ascii(plain(1e-8))
     ('3.34', '28600', "'1 \\xd7 10\\u207b\\u2078'")
     """
-    text = f"{value:.{digits}g}"
+    text = f"{value:.{min(digits, 3) if abs(value) >= LARGE else digits}g}"
     mantissa, _, exponent = text.partition("e")
     if exponent:
         if int(exponent) in range(6):
@@ -234,7 +253,7 @@ def plain(value: float, digits: int = 3) -> str:
 
 def percent(share: float, digits: int = 0) -> str:
     """0.204 -> 20 %."""
-    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%".replace("-", MINUS)
+    return f"{fixed(100 * share, digits)}\N{NO-BREAK SPACE}%"
 
 
 def padded(value: float, digits: int = 3) -> str:
@@ -243,7 +262,7 @@ def padded(value: float, digits: int = 3) -> str:
     >>> padded(5.2), padded(10.0), padded(123.4), padded(28570.0), padded(0.0)
     ('5.20', '10.0', '123', '28600', '0')
     """
-    if value and 1e-4 <= abs(value) < 10**digits:
+    if value and 1e-4 <= abs(value) < min(10**digits, LARGE):
         return f"{value:#.{digits}g}".rstrip(".").replace("-", MINUS)
     return plain(value, digits)
 
@@ -287,12 +306,21 @@ def control_form(finding: Finding, name: str) -> str:
     return "share" if finding.audit == "logits" else form(finding)
 
 
+def layer(facts: Mapping[str, Any]) -> str:
+    """Where v is read and added: the block, and the blocks that there are.
+
+    >>> layer({"layer": 2, "num_layers": 5})
+    '2 (of 0 to 4)'
+    """
+    return f"{facts['layer']} (of 0 to {facts['num_layers'] - 1})"
+
+
 def unit(finding: Finding) -> str:
     """The unit of the finding's number, in words."""
     units = {
         "divergence": "nats a text",
         "replication": "pooled standard deviations",
-        "logits": "T, which is 1 if geometry explains R",
+        "logits": "T, which is 1 if R is what geometry gives",
         "reliability": "of the prompts",
     }
     return units.get(finding.audit) or typeset("on the probe's score from 0 to 1")

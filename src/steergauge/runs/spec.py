@@ -197,8 +197,8 @@ class Spec:
             len(self.environments) == 1
         ):
             raise BadSpec(
-                f"environments are {', '.join(self.environments)}; they are crossed, so "
-                "at least two different ones are needed.",
+                f"environments are {', '.join(self.environments)}; they are crossed, "
+                "so at least two different ones are needed.",
                 remedy="Add one, or test on a single one with --environment.",
             )
         if "replication" in self.audits and self.samples < 2:
