@@ -229,3 +229,13 @@ def test_what_a_trait_holds_cannot_be_changed():
         humor.environments["topic-shift"].prompts = ()
     assert humor == trait("humor")
     assert humor != trait("formality")
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a(b)", "a,b"])
+def test_an_environments_name_is_plain(name, file):
+    extra = f'\n[environments."{name}"]\nprompts = ["A house.", "A dog."]\n'
+    assert (
+        "x y-z" in trait(str(file(TRAIT + extra.replace(name, "x y-z")))).environments
+    )
+    with pytest.raises(BadTrait, match="letters"):
+        trait(str(file(TRAIT + extra)))

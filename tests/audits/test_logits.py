@@ -222,3 +222,18 @@ def test_v_through_another_path_must_agree_with_itself(agreement, holds):
         [0.75] * 3
     )
     assert logits(seen).controls == ()
+
+
+def test_an_interval_that_leaves_everything_open_is_inconclusive():
+    seen = distances(np.diag(HARMONIC[:64]), axis(64, 0))
+    few = dataclasses.replace(
+        seen,
+        perp=seen.perp[:2],
+        random=seen.random[:2],
+        random_added=seen.random_added[:2],
+        perp_gain=seen.perp_gain[:2],
+    )
+    found = logits(few)
+    assert found.estimate.low < 1 < found.estimate.high
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert "could not be told" in found.reasons[1]

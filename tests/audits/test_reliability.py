@@ -153,3 +153,15 @@ def test_a_straight_curve_is_linear_and_a_saturating_one_is_not():
     assert share < 0.85
     assert linearity(bent) == pytest.approx(share)
     assert linearity(np.full(5, 0.5)) is None
+
+
+def test_a_small_group_that_is_surely_backward_is_not_passed_as_a_tail():
+    rng = np.random.default_rng(0)
+    slopes = np.where(np.arange(100) < 20, -0.01, 0.25)[:, None]
+    slopes = slopes + rng.normal(0, 0.008, (100, 10))
+    table = 0.5 + ALPHAS[:, None, None] * slopes
+    found = reliability_of_steering(table, ALPHAS, manipulation=Verdict.PASS)
+    # One normal alone would pass it: not even 10 % of its tail is negative.
+    assert found.estimate.high < TOLERATED
+    assert found.details["significant_share"] > TOLERATED
+    assert found.verdict is Verdict.FAIL

@@ -1,6 +1,7 @@
 """Arms of the paper's experiments: which vector, which strength, whose noise."""
 
 import pytest
+import tomli_w
 import torch
 
 from steergauge.activations import Reader
@@ -153,3 +154,50 @@ def test_without_the_papers_audits_the_arms_are_those_of_a_quick_run(lm, tmp_pat
         "unsteered", "v", "v_again", "minus_v", "v_plus_perp", "perp", "random",
         "sign_flip", "other_trait",
     }  # fmt: skip
+
+
+def test_prompts_that_another_environments_vector_was_made_of_are_not_tested_on(
+    lm, tmp_path
+):
+    leaked = ["Describe the tea tour.", "Describe the kite museum."]
+    prompts = [*leaked, *(f"Describe the {noun}." for noun in ("moon", "sea", "sun"))]
+    topics = ["the sea", "the sun", "the moon", "the tea", "the sky", "the sand"]
+    words = {"high": ["good"] * 10, "low": ["bad"] * 10}
+    diary = {
+        "positive": ["Describe {topic}."],
+        "negative": ["Write of {topic}."],
+        "topics": ["the tea tour", "the kite museum"],
+        "prompts": prompts,
+    }
+    table = {
+        "name": "mine",
+        "high": "a",
+        "low": "b",
+        "pairs": {"positive": ["Praise {topic}."], "negative": ["Blame {topic}."]}
+        | {"topics": topics},
+        "probe": words | {"validation": words},
+        "environments": {"diary": diary},
+    }
+    path = tmp_path / "mine.toml"
+    path.write_text(tomli_w.dumps(table), encoding="utf-8")
+    spec = spec_from(
+        {},
+        trait=str(path),
+        environments=("in-distribution", "diary"),
+        num_pairs=6,
+    )
+    inputs = plan.gather(lm, spec)
+    assert {p.positive.prompt for p in inputs.environment_pairs["diary"]} == {*leaked}
+    assert set(inputs.environments["diary"]) == set(prompts) - {*leaked}
+
+
+def test_without_a_probe_nothing_is_generated_that_only_a_probe_could_judge(lm):
+    spec = spec_from({}, preset="paper", **SIZES)
+    pairs_only = plan.gather(lm, spec_from({**spec.to_table(), "trait": "formality"}))
+    assert "replication" in pairs_only.spec.audits
+    v = mean_difference(lm, pairs_only.pairs, Reader(2)).vector
+    anonymous = v.with_direction(v.direction * 2, "somebody's")
+    inputs = plan.gather(lm, spec, anonymous)
+    assert inputs.probe is None
+    assert not set(plan.NEED_A_PROBE) & set(inputs.spec.audits)
+    assert {"logits", "divergence", "plumbing"} <= set(inputs.spec.audits)

@@ -259,3 +259,40 @@ def test_numbers_of_a_list_may_come_as_text():
     for wrong in ("0.5, two", [True], [None], 3):
         with pytest.raises(BadSpec, match="alphas"):
             spec_from({"alphas": wrong})
+
+
+@pytest.mark.parametrize(
+    ("changes", "audit"),
+    [
+        ({"alphas": (0.5,)}, "scale"),
+        ({"environments": ("topic-shift", "genre-shift")}, "environments"),
+        ({"published_code": True}, "replication"),
+    ],
+)
+def test_what_an_audit_needs_asks_for_it_unless_audits_are_named(changes, audit):
+    assert audit not in spec_from({}).audits
+    assert audit in spec_from(changes).audits
+    assert set(spec_from({}).audits) < set(spec_from(changes).audits)
+    named = spec_from({**changes, "audits": ("plumbing",)})
+    assert named.audits == ("plumbing",)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"environments": ("topic-shift",)}, "two different"),
+        ({"environments": ("topic-shift", "topic-shift")}, "two different"),
+        ({"alphas": (0.5, 0.50000001)}, "the same"),
+    ],
+)
+def test_sets_of_one_are_no_sets(changes, word):
+    with pytest.raises(BadSpec, match=word):
+        spec_from(changes)
+
+
+def test_two_traits_never_share_a_folder():
+    traits = ["humor", "mine/prompts.json:humor"]
+    for one in traits:
+        assert list(specs_from({"trait": [one]})) == [one]
+    with pytest.raises(BadSpec, match="share the folder"):
+        specs_from({"trait": traits})

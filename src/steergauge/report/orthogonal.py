@@ -284,7 +284,8 @@ def _correlated(details: Mapping[str, Any]) -> str:
     text = (
         f"Prompts alone would give r = {number(details['r_expected'])}; seen is "
         f"{number(row['r_mean'])}. Means of prompts as reliable as these are expected "
-        f"to correlate by {number(bound)} on average; they do by "
+        f"to correlate by {number(bound)} on average if the two do the same; they do "
+        "by "
         f"{number(details['r_prompts'])}"
     )
     if not known(details["r_prompts"]):
