@@ -159,6 +159,20 @@ def test_many_predictions_are_differentiated_forwards_and_few_backwards():
         assert ours(tiny("llama"), policy, 1).mode is expected
 
 
+def test_tokens_before_the_shift_go_through_the_model_once():
+    lm, widths = tiny("llama"), []
+    ours(lm, "last", 1)
+    handle = lm.blocks[2].register_forward_pre_hook(
+        lambda _, args: widths.append(args[0].shape[1])
+    )
+    try:
+        ours(lm, "last", 1)
+    finally:
+        handle.remove()
+    # All of them into the cache, then the last one for the logits and for the graph.
+    assert widths == [len(PROMPT) - 1, 1, 1]
+
+
 def test_it_works_where_gradients_are_off():
     lm = tiny("llama")
     for policy in ("last", "generated"):
@@ -354,6 +368,8 @@ def test_half_precision_is_computed_on_a_float32_copy_of_the_same_weights(dtype)
     assert wide.dtype == torch.float32
     assert widened(wide) is wide
     assert wide.blocks[0] is not lm.blocks[0]
+    # Its law has to be proved of itself.
+    assert wide._proved is not lm._proved
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,9 @@ def test_a_rank_below_ten_times_the_floor_is_not_given():
     values[1:] *= 1.1
     found = effective_ranks(values, floor=0)
     assert [found.ranks[e] for e in EPSILONS] == [2, 2, 3, 4, 5]
+    # What lies at epsilon is not above it.
+    edge = torch.tensor([1, 0.01], dtype=torch.float64)
+    assert effective_ranks(edge, floor=0).ranks[0.1] == 1
     masked = effective_ranks(values, floor=2e-4)
     assert [masked.ranks[e] is None for e in EPSILONS] == [False] * 3 + [True] * 2
     at_the_edge = effective_ranks(values, floor=1e-4)

@@ -345,6 +345,7 @@ def _divergence(scenario: Scenario, family: str) -> Finding:
 def _facts(scenario: Scenario) -> dict[str, Any]:
     probe = {
         "name": scenario.trait, "auc": 0.98, "num_labelled": 40,
+        "kind": "lexical", "record": {"formula": "sigmoid(#high - #low)"},
         "high_words": list(HIGH), "low_words": list(LOW),
     }  # fmt: skip
     return {
@@ -354,6 +355,7 @@ def _facts(scenario: Scenario) -> dict[str, Any]:
         "poles": ["formal", "casual"] if scenario.trait else [],
         "probe": probe if scenario.probe else None,
         "method": "mean_difference", "position": "last", "num_pairs": 50, "layer": 3,
+        "source": f"prompts.json:{scenario.trait}",
         "scope": "generating", "alpha": scenario.alpha, "alpha_was_recommended": True,
         "norm": 1.4, "median_stream_norm": 4.7, "step": 0.298,
         "num_prompts": scenario.num_prompts, "num_dose_prompts": 24,

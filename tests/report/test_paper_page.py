@@ -83,8 +83,8 @@ def test_what_was_not_run_is_left_out_and_named(pages) -> None:
     assert ids["paper"] == every
     assert ids["paper sparse"] == every - {"figure-3", "table-3", "steerability"}
     assert ids["paper unscored"] == {"verdicts", "table-1", "table-3", "glossary"}
-    assert "Not run, and why" not in pages["paper"]
-    missing = pages["paper unscored"].partition("Not run, and why")[2]
+    assert "Notes on what was run" not in pages["paper"]
+    missing = pages["paper unscored"].partition("Notes on what was run")[2]
     for title in ("Figure 2", "Figure 3", "Table 2", "Prompt by prompt"):
         assert title in missing
 

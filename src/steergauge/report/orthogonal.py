@@ -285,8 +285,7 @@ def _correlated(details: Mapping[str, Any]) -> str:
         f"Prompts alone would give r = {number(details['r_expected'])}; seen is "
         f"{number(row['r_mean'])}. Means of prompts as reliable as these are expected "
         f"to correlate by {number(bound)} on average if the two do the same; they do "
-        "by "
-        f"{number(details['r_prompts'])}"
+        f"by {number(details['r_prompts'])}"
     )
     if not known(details["r_prompts"]):
         return "The means of prompts do not vary, so they have no correlation."

@@ -347,7 +347,8 @@ def _passes(inputs: Inputs, layer: int, num_layers: int) -> list[tuple[int, floa
         at_prompts = len(inputs.test_prompts) * prompt
         # v, unsteered and v recomputed; then v and each random direction both ways.
         passes.append(((3 + 2 * (1 + NUM_GAINS)) * at_prompts, 1.0))
-        passes.append(((vectors + 2 * random) * at_prompts, above))
+        others = vectors + random + 3 * NUM_GAINS
+        passes.append((others * at_prompts, above))
     return passes
 
 
