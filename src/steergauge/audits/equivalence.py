@@ -89,6 +89,7 @@ def equivalence(
             "tost_above": seen.test.above,
             "tost_below": seen.test.below,
             "prompts_to_decide": seen.prompts_to_decide,
+            "short_of_directions": seen.short_of_directions,
         },
     )
 

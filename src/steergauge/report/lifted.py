@@ -139,9 +139,10 @@ def still_needed(finding: Finding) -> str:
     if finding.verdict is not Verdict.INCONCLUSIVE:
         return ""
     needed, had = finding.details["prompts_to_decide"], finding.num_prompts
-    if needed > had:
+    short = finding.details.get("short_of_directions", False)
+    if needed > had and not short:
         return f"about {max(needed, MINIMUM_PROMPTS)} prompts would decide, not {had}"
-    if had < MINIMUM_PROMPTS:
+    if had < MINIMUM_PROMPTS and not short:
         return f"sameness is stated from {MINIMUM_PROMPTS} prompts on, not {had}"
     return "more directions rather than more prompts would decide"
 
