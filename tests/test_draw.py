@@ -179,3 +179,13 @@ def test_first_tokens_of_samples_follow_the_models_own_distribution():
 def test_impossible_decoding_is_refused(settings):
     with pytest.raises(InputError, match="impossible decoding"):
         Decoding(**settings)
+
+
+def test_noise_that_is_hashed_in_pieces_is_the_same(monkeypatch):
+    keys = list(range(40))
+    rows = torch.arange(40)
+    whole = Noise(keys, torch.device("cpu")).of(rows, 3, 50)()
+    monkeypatch.setattr("steergauge.generation.NOISE_AT_ONCE", 50 * 7)
+    pieces = Noise(keys, torch.device("cpu")).of(rows, 3, 50)()
+    assert torch.equal(whole, pieces)
+    assert len(whole.unique()) > 1000

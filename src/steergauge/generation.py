@@ -31,6 +31,10 @@ COMPACT_BELOW = 0.875
 copies the cache, which costs about as much as an eighth of the rows for one step."""
 
 
+NOISE_AT_ONCE = 2**22
+"""Most random numbers hashed together: their integers take ten times their room."""
+
+
 @dataclass(frozen=True, slots=True)
 class Decoding:
     """How tokens are drawn.
@@ -349,7 +353,8 @@ class Noise:
 
         def noise() -> Tensor:
             needed, place = self._row[rows].unique(return_inverse=True)
-            return gumbel(self._keys[needed], step, d_vocab)[place]
+            chunks = self._keys[needed].split(max(1, NOISE_AT_ONCE // d_vocab))
+            return torch.cat([gumbel(keys, step, d_vocab) for keys in chunks])[place]
 
         return noise
 
