@@ -17,7 +17,7 @@ class Verdict(StrEnum):
     """What may be said. PASS and FAIL are for checks, the rest for comparisons.
 
     UNINFORMATIVE means that a precondition failed; it dominates every other verdict.
-    T5 alone says EXPLAINED BY GEOMETRY or NONLINEAR.
+    EXPLAINED BY GEOMETRY is T5's; what follows it belongs to the audits of geometry.
     """
 
     PASS = "PASS"
@@ -28,6 +28,21 @@ class Verdict(StrEnum):
     UNINFORMATIVE = "UNINFORMATIVE"
     EXPLAINED = "EXPLAINED BY GEOMETRY"
     NONLINEAR = "NONLINEAR"
+    LOCAL = "LOCAL THEORY APPLIES"
+    MEASURED = "MEASURED"
+    EXACT_NULL = "EXACT NULL"
+    FIRST_ORDER_NULL = "FIRST-ORDER NULL"
+    EFFECTIVE_NULL = "EFFECTIVE NULL"
+    VISIBLE = "VISIBLE"
+    HIDDEN = "HIDDEN"
+    SHARED_NULL = "SHARED NULL"
+    SHRINKING = "SHRINKING"
+    FULL = "FULL"
+    STRUCTURED = "NON-IDENTIFIABLE-STRUCTURED"
+    GENERIC = "NON-IDENTIFIABLE-GENERIC"
+    IDENTIFIABLE = "IDENTIFIABLE WITHIN"
+    ONE_CLASS = "ONE CLASS"
+    SEVERAL = "SEVERAL CLASSES"
 
 
 FIXED_FAMILIES = ("other_trait",)
