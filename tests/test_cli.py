@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from tests.mistakes import WRONG
 
 from steergauge import cli, terminal
+from steergauge.extraction.methods import METHODS
 from steergauge.runs.store import Store
 from steergauge.vector import Site, SteeringVector, load_vector
 
@@ -164,7 +165,7 @@ def test_every_verb_has_help_that_names_its_options(verb, steergauge):
     assert done.code == 0
     assert f"steergauge {verb}" in done.out
     options = {
-        "extract": ["--out", "--model", "--trait", "--pairs", "--layer", "--position"],
+        "extract": ["--out", "--model", "--trait", "--pairs", "--position", "--method"],
         "steer": ["--vector", "--prompt", "--alpha", "--compare", "--scope"],
         "audit": ["--out", "--against", "--probe", "--preset", "--config", "--audits"],
         "report": ["{folder}"],
@@ -193,6 +194,45 @@ def test_a_vector_is_extracted_and_says_what_to_do_next(steergauge, files, tmp_p
     assert f"{vector.norm:.4g}" in done.out
     assert "steergauge audit" in done.out
     assert str(path) in done.out
+    assert "mean difference of 10 pairs" in done.out
+    assert "sampling error of v" in done.out
+
+
+def test_the_same_pairs_give_other_vectors_by_other_methods(
+    steergauge, files, tmp_path
+):
+    directions, norms = {}, {}
+    for method in METHODS:
+        path = tmp_path / f"{method}.safetensors"
+        done = steergauge(
+            "extract", "--model", STORIES, "--pairs", files / "pairs.jsonl",
+            "--method", method, "--out", path,
+        )  # fmt: skip
+        assert done.code == 0, done.err
+        vector = load_vector(path)
+        assert vector.provenance.method == method.replace("-", "_")
+        directions[method] = torch.nn.functional.normalize(vector.direction, dim=0)
+        norms[method] = vector.norm
+        cosine = float(directions[method] @ directions["mean-difference"])
+        if method != "mean-difference":
+            assert f"cos {cosine:.3f}" in done.out
+            assert "sampling error of v" not in done.out
+            # These pairs differ so steadily that most methods agree to 1e-4.
+            assert not torch.equal(directions[method], directions["mean-difference"])
+    assert 0.1 < directions["discriminant"] @ directions["mean-difference"] < 0.95
+    assert norms["logistic"] == pytest.approx(norms["mean-difference"], rel=1e-5)
+    assert norms["median-difference"] != pytest.approx(norms["mean-difference"])
+
+
+def test_an_unknown_method_is_answered_by_the_known_ones(steergauge, files, tmp_path):
+    done = steergauge(
+        "extract", "--model", STORIES, "--pairs", files / "pairs.jsonl",
+        "--method", "pca", "--out", tmp_path / "v.safetensors",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "InputError" in done.err
+    assert all(method in done.err for method in ("'pca'", *METHODS))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_steered_texts_stand_beside_the_unsteered_ones(steergauge, files):

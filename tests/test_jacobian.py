@@ -16,10 +16,18 @@ from tests.models import (
 from torch import nn
 from transformers import GPT2LMHeadModel
 
-from steergauge import jacobian, linalg
+from steergauge import entry, jacobian, linalg
 from steergauge.errors import InputError, ModelError
 from steergauge.intervention import Scope
-from steergauge.jacobian import Mode, Shift, score, suffix_jacobian, widened
+from steergauge.jacobian import (
+    Mode,
+    Shift,
+    layer_jacobians,
+    logit_tangents,
+    score,
+    suffix_jacobian,
+    widened,
+)
 from steergauge.readout import kl
 from steergauge.vector import Site
 
@@ -217,7 +225,7 @@ def test_the_metric_does_not_depend_on_how_much_is_held_at_once(monkeypatch):
 def test_columns_do_not_depend_on_how_many_are_made_at_once(mode, monkeypatch):
     lm = tiny("gpt2", dtype=torch.float64)
     whole = ours(lm, "generated", 1, mode=mode).matrices
-    monkeypatch.setattr(jacobian, "TOKENS_AT_ONCE", 7 * len(RESPONSE))
+    monkeypatch.setattr(entry, "TOKENS_AT_ONCE", 7 * len(RESPONSE))
     assert deviation(ours(lm, "generated", 1, mode=mode).matrices, whole) < 1e-12
 
 
@@ -389,3 +397,62 @@ def test_a_row_without_a_shifted_token_is_refused(row, scope, complaint):
 def test_a_score_needs_a_response():
     with pytest.raises(InputError, match="has none"):
         score(tiny("llama"), (PROMPT, len(PROMPT)), shift=Shift(Site(1)))
+
+
+@EVERY
+@pytest.mark.parametrize("family", ["gpt2", "gemma2"])
+def test_all_blocks_from_one_pass_are_those_of_a_pass_each(family, policy):
+    row, scope = POLICIES[policy]
+    shifts = [Shift(Site(layer), scope) for layer in (2, 0, 3)]
+    together = layer_jacobians(tiny(family), row, shifts=shifts)
+    alone = [
+        suffix_jacobian(tiny(family), row, shift=shift, mode=Mode.REVERSE)
+        for shift in shifts
+    ]
+    size = float(alone[1].matrices.abs().max())
+    assert float((alone[0].matrices - alone[1].matrices).abs().max()) > 0.01 * size
+    for own, one in zip(together, alone, strict=True):
+        assert torch.allclose(own.matrices, one.matrices, atol=FLOAT32 * size, rtol=0)
+        assert torch.allclose(own.probabilities, one.probabilities, atol=1e-6)
+
+
+def test_blocks_at_once_need_one_scope_no_point_and_no_block_twice():
+    lm, row = tiny("llama"), (PROMPT, len(PROMPT))
+    here = Shift(Site(0))
+    at = Shift(Site(1), at=torch.ones(D_MODEL))
+    for wrong in (here, at, Shift(Site(1), Scope.ALL)):
+        with pytest.raises(InputError):
+            layer_jacobians(lm, row, shifts=[here, wrong])
+
+
+@EVERY
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_tangents_of_the_logits_are_j_u_and_give_u_f_u(family, policy):
+    row, scope = POLICIES[policy]
+    shift = Shift(Site(1), scope)
+    directions = torch.randn(3, D_MODEL, generator=torch.Generator().manual_seed(2))
+    found = logit_tangents(tiny(family), row, directions, shift=shift)
+    exact = suffix_jacobian(tiny(family), row, shift=shift)
+    rise = torch.einsum(
+        "vd,kde,ne->nkv",
+        exact.unembedding.double(),
+        exact.matrices,
+        directions.double(),
+    )
+    rise = rise * exact.slopes
+    size = float(rise.abs().max())
+    assert torch.allclose(found.tangents, rise, atol=FLOAT32 * size, rtol=0)
+    cost = torch.einsum(
+        "nd,de,ne->n", directions.double(), exact.fisher(), directions.double()
+    )
+    assert torch.allclose(found.visibility, cost, rtol=1e-4)
+
+
+def test_tangents_need_no_forward_mode(monkeypatch):
+    row, shift = (PROMPT, len(PROMPT)), Shift(Site(1))
+    u = torch.eye(D_MODEL)[:2]
+    forward = logit_tangents(tiny("llama"), row, u, shift=shift)
+    monkeypatch.setattr(jacobian, "_has_forward", lambda _entry: False)
+    reverse = logit_tangents(tiny("llama"), row, u, shift=shift)
+    size = float(forward.tangents.abs().max())
+    assert torch.allclose(forward.tangents, reverse.tangents, atol=FLOAT32 * size)

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from steergauge.audits.finding import Finding as Finding
     from steergauge.audits.finding import Verdict as Verdict
     from steergauge.errors import SteergaugeError as SteergaugeError
-    from steergauge.extraction.mean_difference import extract as extract
     from steergauge.extraction.mean_difference import (
         mean_difference as mean_difference,
     )
+    from steergauge.extraction.methods import extract as extract
     from steergauge.generation import Arm as Arm
     from steergauge.generation import Decoding as Decoding
     from steergauge.generation import generate as generate
@@ -51,7 +51,8 @@ _HOME = {
     "intervention": ("Add", "Scope"),
     "probes": ("Probe", "load_probe"),
     "generation": ("Arm", "Decoding", "generate"),
-    "extraction.mean_difference": ("extract", "mean_difference"),
+    "extraction.mean_difference": ("mean_difference",),
+    "extraction.methods": ("extract",),
     "audits.finding": ("Finding", "Verdict"),
     "runs.spec": ("Spec",),
     "runs.execute": ("Run", "audit"),

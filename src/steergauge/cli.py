@@ -41,6 +41,7 @@ from steergauge.terminal import (
 )
 
 if TYPE_CHECKING:
+    from steergauge.extraction.mean_difference import Extraction
     from steergauge.split import LanguageModel
 
 app = typer.Typer(
@@ -72,6 +73,13 @@ def extract(
     ] = "",
     layer: Layer = None,
     position: Position = "last",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Formula: mean-difference, median-difference, principal-component, "
+            "logistic or discriminant."
+        ),
+    ] = "mean-difference",
     num_pairs: Annotated[int, typer.Option(help="Pairs taken from the trait.")] = 50,
     chat: Chat = None,
     revision: Revision = "",
@@ -80,10 +88,11 @@ def extract(
     trust_remote_code: TrustRemoteCode = False,
     seed: Seed = 0,
 ) -> None:
-    """Extract a steering vector: the mean difference of contrast pairs."""
+    """Extract a steering vector from contrast pairs."""
     from steergauge import activations, prompts
-    from steergauge.extraction.mean_difference import mean_difference
+    from steergauge.extraction.methods import check_method, extraction_by
 
+    check_method(method)
     if bool(trait) == bool(pairs):
         raise BadSpec(
             "either --trait or --pairs must be given, and not both.",
@@ -102,10 +111,11 @@ def extract(
     lm.check_layer(chosen)
     with bars() as shown:
         shown.begin("pairs", len(given))
-        extraction = mean_difference(
+        extraction = extraction_by(
             lm,
             given,
             activations.Reader(chosen, rule, chat),
+            method=method,
             seed=seed,
             progress=shown.advance,
         )
@@ -114,11 +124,11 @@ def extract(
     vector.save(vector_file)
     stream = vector.provenance.median_norm
     # Paths are never wrapped: they are there to be copied.
-    head = f"[bold]{vector_file}[/bold]  mean difference of {len(given)} pairs"
+    named = method.replace("-", " ")
+    head = f"[bold]{vector_file}[/bold]  {named} of {len(given)} pairs"
     out.print(head, soft_wrap=True)
     out.print(f"  site              {vector.site} of {lm.num_layers}, {position} token")
-    out.print(f"  ||v||             {vector.norm:.4g}, sampling error of v "
-              f"{extraction.standard_error:.2g}")  # fmt: skip
+    out.print(f"  ||v||             {_length(extraction, method)}")
     out.print(f"  ||v||/median||h|| {vector.norm / stream:.2f}")
     command = f"steergauge audit --model {model} --vector {vector_file} --out DIR"
     out.print(f"Next: {command}", soft_wrap=True)
@@ -291,7 +301,16 @@ def audit(
         typer.Option(
             help="Comma-separated, instead of the preset's: plumbing, manipulation, "
             "equivalence, divergence, replication, scale, logits, environments, "
-            "reliability."
+            "reliability; spectrum, nulls, saturation, decomposition, alternative, "
+            "linearity, gauge, methods; or groups of them: core, paper, geometry."
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="A run for each of several blocks, such as 0,4,8, or all, and a page "
+            "over depth.",
+            rich_help_panel=WHERE,
         ),
     ] = None,
     dry_run: Annotated[
@@ -321,10 +340,29 @@ def audit(
         int | None,
         typer.Option(help="Random directions v_perp.", rich_help_panel=SIZES),
     ] = None,
+    geometry_prompts: Annotated[
+        int | None,
+        typer.Option(help="Prompts of the Fisher matrix.", rich_help_panel=SIZES),
+    ] = None,
+    geometry_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Response tokens that the Fisher matrix is of; 1 is the next token.",
+            rich_help_panel=SIZES,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows at once.", rich_help_panel=SIZES)
     ] = None,
     layer: Layer = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="How the vector is extracted. [dim]default: mean-difference[/dim]",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
     position: Annotated[
         str | None,
         typer.Option(help="last, response-mean or index:K.", rich_help_panel=WHERE),
@@ -366,14 +404,17 @@ def audit(
         "audits": audits, "num_prompts": num_prompts, "num_pairs": num_pairs,
         "temperature": temperature, "samples": samples,
         "num_perpendicular": num_perpendicular, "max_new_tokens": max_new_tokens,
-        "layer": layer, "batch_size": batch_size, "position": position,
-        "scope": scope, "chat": chat, "revision": revision, "dtype": dtype,
+        "geometry_prompts": geometry_prompts, "geometry_tokens": geometry_tokens,
+        "method": method, "layer": layer, "batch_size": batch_size,
+        "position": position, "scope": scope, "chat": chat, "revision": revision, "dtype": dtype,
         "seed": seed, "trust_remote_code": trust_remote_code or None,
         "other_model": other_model or None,
         "published_code": published_code or None,
     }  # fmt: skip
     table = specs.read_spec(config) if config else {}
     wanted = specs.specs_from(table, preset=preset, **given)
+    if layers is not None:
+        wanted = _layered(wanted, layers)
     if dry_run:
         from steergauge.runs.estimate import forecast
 
@@ -484,6 +525,33 @@ def main() -> None:
         sys.exit(2)
 
 
+def _layered(specs: Mapping[str, Any], layers: str) -> dict[str, Any]:
+    """A spec for each of the layers that were named."""
+    from steergauge.runs.estimate import model_size
+    from steergauge.runs.spec import layer_specs
+
+    (first, *rest) = specs.values()
+    if rest or first.layer is not None:
+        raise BadSpec(
+            "--layers was given with several traits, or with --layer.",
+            remedy="Sweep the layers of one trait at a time.",
+        )
+    if layers == "all":
+        size = model_size(
+            first.model,
+            revision=first.revision,
+            trust_remote_code=first.trust_remote_code,
+        )
+        return layer_specs(first, range(size.num_layers))
+    try:
+        named = [int(layer) for layer in layers.split(",")]
+    except ValueError as error:
+        raise BadSpec(
+            f"--layers is {layers!r}; expected numbers such as 0,4,8, or all."
+        ) from error
+    return layer_specs(first, named)
+
+
 def _audit(
     specs: Mapping[str, Any],
     folder: Path,
@@ -496,6 +564,7 @@ def _audit(
     from steergauge.runs import plan
     from steergauge.runs.execute import audit as run_audit
     from steergauge.runs.execute import audit_traits
+    from steergauge.runs.sweep import audit_layers
 
     first, *rest = specs.values()
     for spec in (first, *rest):
@@ -505,7 +574,9 @@ def _audit(
     )
     try:
         with bars() as shown:
-            if rest:
+            if all(name.startswith("layer-") for name in specs):
+                runs = audit_layers(model, specs, out=folder, progress=shown)
+            elif rest:
                 runs = audit_traits(model, specs, out=folder, progress=shown)
             else:
                 runs = {"": run_audit(model, out=folder, spec=first, progress=shown)}
@@ -539,6 +610,18 @@ def _load(
             device=device,
             trust_remote_code=trust_remote_code,
         )
+
+
+def _length(extraction: "Extraction", method: str) -> str:
+    norm, error = extraction.vector.norm, f"{extraction.standard_error:.2g}"
+    if method == "mean-difference":
+        return f"{norm:.4g}, sampling error of v {error}"
+    mean = extraction.differences.mean
+    along = extraction.vector.direction.double() @ mean
+    return (
+        f"{norm:.4g}; mean difference {float(mean.norm()):.4g}, its sampling error "
+        f"{error}, cos {float(along / (norm * mean.norm())):.3f}"
+    )
 
 
 def _scope(name: str) -> Any:

@@ -28,8 +28,7 @@ with all derivatives.
 
 import copy
 import warnings
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -38,20 +37,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad, grad
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import DynamicCache
 
 from steergauge import architectures
+from steergauge.entry import Entry, Row, Shift, entered
 from steergauge.errors import InputError, ModelError
-from steergauge.intervention import Scope
-from steergauge.prompts import padded
 from steergauge.readout import log_likelihood
-from steergauge.split import LanguageModel, positions
-from steergauge.types import Direction, Logits
-from steergauge.vector import Site
+from steergauge.split import LanguageModel
+from steergauge.types import Direction
 
-TOKENS_AT_ONCE = 1024
-"""Tokens of a batch of columns: rows at once times tokens from the first shifted on."""
+__all__ = [
+    "Jacobian",
+    "LogitTangents",
+    "Mode",
+    "Row",
+    "Shift",
+    "Square",
+    "layer_jacobians",
+    "logit_tangents",
+    "score",
+    "suffix_jacobian",
+    "widened",
+]
 
 ENTRIES_AT_ONCE = 2**23
 """Entries of W held in float64 at once, 64 MB."""
@@ -62,9 +68,6 @@ LARGEST_COPY = 2**33
 FORWARD_FROM = 4
 """Predictions from which on forward mode is faster: it costs three reverse modes."""
 
-Row = tuple[Sequence[int], int]
-"""Token ids of a prompt and its response, and how many are the prompt's."""
-
 Square = Float[Tensor, "d_model d_model"]
 
 
@@ -73,15 +76,6 @@ class Mode(StrEnum):
 
     REVERSE = "reverse"
     FORWARD = "forward"
-
-
-@dataclass(frozen=True, slots=True)
-class Shift:
-    """Where delta is added, and the point `at` which derivatives are taken (or 0)."""
-
-    site: Site
-    scope: Scope = Scope.GENERATING
-    at: Direction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,16 +138,104 @@ def suffix_jacobian(
         InputError: no token is in scope, or the row has no prompt.
         ModelError: the model mixes its logits, or is too large to be widened.
     """
-    entry = _entry(widened(lm), row, shift, cached=cached)
+    entry = entered(widened(lm), row, shift, cached=cached)
     used = _allowed(entry, mode)
     logits, slopes = _logits_and_slopes(entry)
     return Jacobian(
-        matrices=(_forward if used is Mode.FORWARD else _reverse)(entry).double(),
+        matrices=_matrices(entry, used).double(),
         probabilities=logits.double().softmax(-1),
         slopes=slopes.double(),
         unembedding=entry.lm.model.get_output_embeddings().weight.detach(),
         mode=used,
     )
+
+
+def layer_jacobians(
+    lm: LanguageModel, row: Row, *, shifts: Sequence[Shift]
+) -> list[Jacobian]:
+    """J_k of one text for each of several blocks, from one pass: `suffix_jacobian`s.
+
+    What flows back from z to the lowest block passes all others on its way, so that
+    all blocks cost what the lowest one costs, in reverse mode.
+
+    Args:
+        lm: the model.
+        row: token ids and how many are the prompt's.
+        shifts: one a block, of one scope, and none with a point.
+
+    Raises:
+        InputError: scopes differ, a point is given, a block is named twice, or as
+            `suffix_jacobian`.
+        ModelError: as `suffix_jacobian`.
+    """
+    layers = sorted(shift.site.layer for shift in shifts)
+    if len({*layers}) != len(shifts) or len({shift.scope for shift in shifts}) != 1:
+        raise InputError(
+            "several Jacobians were asked for at once, and their shifts differ in more "
+            "than their block.",
+            remedy="Give each block once, all with the same scope.",
+        )
+    if any(shift.at is not None for shift in shifts):
+        raise InputError("Jacobians of several blocks are those at no shift at all.")
+    lowest = min(shifts, key=lambda shift: shift.site.layer)
+    entry = entered(widened(lm), row, lowest)
+    matrices = dict(zip(layers, _reverse(entry, layers[1:]), strict=True))
+    logits, slopes = _logits_and_slopes(entry)
+    shared = Jacobian(
+        matrices=matrices[layers[0]],
+        probabilities=logits.double().softmax(-1),
+        slopes=slopes.double(),
+        unembedding=entry.lm.model.get_output_embeddings().weight.detach(),
+        mode=Mode.REVERSE,
+    )
+    return [
+        replace(shared, matrices=matrices[shift.site.layer].double())
+        for shift in shifts
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class LogitTangents:
+    """Logits of one text where tokens are predicted, and J u for some directions u.
+
+    Attributes:
+        logits: o_k at the point.
+        tangents: do_k / dt along h + t u.
+    """
+
+    logits: Float[Tensor, "predictions d_vocab"]
+    tangents: Float[Tensor, "directions predictions d_vocab"]
+
+    @property
+    def visibility(self) -> Float[Tensor, " directions"]:
+        """The u' F u: variance of the tangents under p_k, summed over predictions."""
+        p = self.logits.softmax(-1)
+        centred = self.tangents - (p * self.tangents).sum(-1, keepdim=True)
+        return (p * centred.square()).sum((-2, -1))
+
+
+def logit_tangents(
+    lm: LanguageModel,
+    row: Row,
+    directions: Float[Tensor, "directions d_model"],
+    *,
+    shift: Shift,
+) -> LogitTangents:
+    """J u of the logits for a few directions, at the cost of as many columns.
+
+    Arguments and errors are those of `suffix_jacobian`; in float64 from z on.
+    """
+    entry = entered(widened(lm), row, shift)
+    if _has_forward(entry):
+        batches = entry.batches(directions)
+        tangents = torch.cat([_tangents(entry, batch) for batch in batches])
+    else:
+        (matrices,) = _reverse(entry)
+        tangents = torch.einsum("kij,nj->nki", matrices, directions.to(matrices))
+    logits, slopes = _logits_and_slopes(entry)
+    head = entry.lm.model.get_output_embeddings().weight.detach()
+    wide = (tangents.to(head) @ head.T).double()
+    return LogitTangents(logits.double(), slopes.double() * wide)
 
 
 @torch.enable_grad()
@@ -166,7 +248,7 @@ def score(lm: LanguageModel, row: Row, *, shift: Shift) -> Direction:
     Raises:
         InputError: the row has no response.
     """
-    entry = _entry(widened(lm), row, shift)
+    entry = entered(widened(lm), row, shift)
     if not len(entry.targets):
         raise InputError(
             "the score of a response was asked for on a row that has none.",
@@ -203,107 +285,11 @@ def widened(lm: LanguageModel, dtype: torch.dtype = torch.float32) -> LanguageMo
     return replace(lm, model=model, blocks=blocks, _proved=set())
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A text up to block l: the stream from the first shifted token on, and a cache.
-
-    `covered` (pos, 1) is 1 where the stream is shifted, else 0.
-    """
-
-    lm: LanguageModel
-    layer: int
-    stream: Float[Tensor, "1 pos d_model"]
-    covered: Float[Tensor, "pos 1"]
-    mask: Tensor
-    cache: DynamicCache | None
-    targets: Tensor
-    predictions: int
-
-    def hidden(self, stream: Tensor) -> Float[Tensor, "batch predictions d_model"]:
-        """Each z_k, of rows of `stream`; the head is not run."""
-        with sdpa_kernel(SDPBackend.MATH), _head_reached(self.lm) as seen:
-            self.logits(stream)
-        return seen[0][:, -self.predictions :]
-
-    def logits(self, stream: Tensor) -> Logits:
-        """Logits where tokens are predicted, of rows of `stream`."""
-        rows = len(stream)
-        return self.lm.suffix(
-            stream,
-            self.mask.expand(rows, -1),
-            layer=self.layer,
-            cache=None if self.cache is None else _repeated(self.cache, rows),
-            keep=self.predictions,
-        )
-
-    def batches(self) -> Iterator[Tensor]:
-        """The rows of the identity, as many at once as memory is meant to hold."""
-        width = self.stream.shape[-1]
-        rows = max(1, TOKENS_AT_ONCE // len(self.covered))
-        yield from torch.eye(width).to(self.stream).split(rows)
+def _matrices(entry: Entry, mode: Mode) -> Tensor:
+    return _forward(entry) if mode is Mode.FORWARD else _reverse(entry)[0]
 
 
-def _entry(lm: LanguageModel, row: Row, shift: Shift, *, cached: bool = True) -> _Entry:
-    ids, prompt_length = row
-    if not 0 < prompt_length <= len(ids):
-        raise InputError(f"a row of {len(ids)} tokens has {prompt_length} of a prompt.")
-    response = list(ids[prompt_length:])
-    # The last token of a response is predicted, not read.
-    tokens, mask = padded([ids[: len(ids) - bool(response)]], device=lm.device)
-    length = torch.tensor([prompt_length], device=lm.device)
-    covered = shift.scope.covers(positions(mask), length)[0]
-    if not bool(covered.any()):
-        raise InputError(
-            f"no token of the text lies in the scope {shift.scope}.",
-            remedy="Give a response of two tokens or more, or another scope.",
-        )
-    first = min(int(covered.nonzero()[0]), prompt_length - 1) if cached else 0
-    cache = DynamicCache(config=lm.model.config) if first else None
-    if first:
-        lm.logits(tokens[:, :first], mask[:, :first], cache=cache, keep=1)
-    layer = shift.site.layer
-    stream = lm.prefix(tokens[:, first:], mask, layer=layer, cache=cache)
-    where = covered[first:, None].to(stream)
-    if shift.at is not None:
-        stream = stream + where * shift.at.to(stream)
-    targets = torch.tensor(response, dtype=torch.long, device=lm.device)
-    predictions = max(1, len(response))
-    return _Entry(lm, layer, stream, where, mask, cache, targets, predictions)
-
-
-def _repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    """The same keys and values for several rows, without a copy of them."""
-    repeated = copy.deepcopy(cache)
-    layers: list[Any] = repeated.layers
-    for layer in layers:
-        if layer.is_initialized:
-            layer.keys = layer.keys.expand(rows, -1, -1, -1)
-            layer.values = layer.values.expand(rows, -1, -1, -1)
-    return repeated
-
-
-class _HeadReached(Exception):
-    """Raised once the input of the unembedding is known."""
-
-
-@contextmanager
-def _head_reached(lm: LanguageModel) -> Generator[list[Tensor]]:
-    """End a pass, and the `with`, before the unembedding; its input is in the list."""
-    seen: list[Tensor] = []
-
-    def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise _HeadReached
-
-    handle = lm.model.get_output_embeddings().register_forward_pre_hook(hook)
-    try:
-        with suppress(_HeadReached):
-            yield seen
-    finally:
-        handle.remove()
-
-
-def _allowed(entry: _Entry, preferred: Mode | None) -> Mode:
+def _allowed(entry: Entry, preferred: Mode | None) -> Mode:
     """The preferred mode, or the faster one, if the model allows it."""
     if preferred is None:
         many = entry.predictions >= FORWARD_FROM
@@ -313,39 +299,49 @@ def _allowed(entry: _Entry, preferred: Mode | None) -> Mode:
 
 
 @torch.enable_grad()
-def _graph(entry: _Entry) -> tuple[Tensor, Tensor]:
-    """A delta of 0 and z (predictions, d_model) as a differentiable function of it."""
-    delta = torch.zeros_like(entry.stream[0, 0]).requires_grad_()
-    return delta, entry.hidden(entry.stream + entry.covered * delta)[0]
+def _graph(entry: Entry, above: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+    """Deltas of 0, after block l and after those above it, and z as a function of them.
+
+    z is (predictions, d_model).
+    """
+    deltas = [torch.zeros_like(entry.stream[0, 0]) for _ in (entry.layer, *above)]
+    deltas = [delta.requires_grad_() for delta in deltas]
+    stream = entry.stream + entry.covered * deltas[0]
+    return deltas, entry.hidden(stream, dict(zip(above, deltas[1:], strict=True)))[0]
 
 
 @torch.enable_grad()
-def _reverse(entry: _Entry) -> Tensor:
-    """J_k, row by row: the graph of one pass serves all rows."""
-    delta, hidden = _graph(entry)
-    rows = [[_rows(z, delta, batch) for batch in entry.batches()] for z in hidden]
-    return torch.stack([torch.cat(batches) for batches in rows])
+def _reverse(entry: Entry, above: Sequence[int] = ()) -> list[Tensor]:
+    """J_k by block, row by row: the graph of one pass serves all rows and blocks."""
+    deltas, hidden = _graph(entry, above)
+    identity = torch.eye(entry.stream.shape[-1])
+    found: list[list[Tensor]] = [[] for _ in deltas]
+    for z in hidden:
+        parts = [_rows(z, deltas, batch) for batch in entry.batches(identity)]
+        for own, columns in zip(found, zip(*parts, strict=True), strict=True):
+            own.append(torch.cat(columns))
+    return [torch.stack(own) for own in found]
 
 
-def _rows(z: Tensor, delta: Tensor, batch: Tensor) -> Tensor:
-    """Rows `batch` of dz / ddelta."""
+def _rows(z: Tensor, deltas: list[Tensor], batch: Tensor) -> tuple[Tensor, ...]:
+    """Rows `batch` of dz / ddelta, for each delta."""
     try:
-        (rows,) = grad(z, delta, batch, retain_graph=True, is_grads_batched=True)
+        return grad(z, deltas, batch, retain_graph=True, is_grads_batched=True)
     except RuntimeError:  # An operation of the model's own that has no batched form.
-        each = [grad(z, delta, row, retain_graph=True)[0] for row in batch]
-        rows = torch.stack(each)
-    return rows
+        each = [grad(z, deltas, row, retain_graph=True) for row in batch]
+        return tuple(torch.stack(rows) for rows in zip(*each, strict=True))
 
 
-def _forward(entry: _Entry) -> Tensor:
+def _forward(entry: Entry) -> Tensor:
     """J_k, column by column, of all k together: a copy of the text for each column."""
-    columns = [_tangents(entry, batch) for batch in entry.batches()]
+    identity = torch.eye(entry.stream.shape[-1])
+    columns = [_tangents(entry, batch) for batch in entry.batches(identity)]
     return torch.cat(columns).permute(1, 2, 0)
 
 
 @torch.no_grad()
 def _tangents(
-    entry: _Entry, batch: Float[Tensor, "rows d_model"]
+    entry: Entry, batch: Float[Tensor, "rows d_model"]
 ) -> Float[Tensor, "rows predictions d_model"]:
     """J_k u for each row u of `batch`."""
     stream = entry.stream.expand(len(batch), -1, -1).contiguous()
@@ -358,9 +354,9 @@ def _tangents(
     return torch.zeros_like(hidden) if tangent is None else tangent
 
 
-def _has_forward(entry: _Entry) -> bool:
+def _has_forward(entry: Entry) -> bool:
     """Whether forward mode runs, and agrees with reverse mode in c' J u."""
-    delta, hidden = _graph(entry)
+    (delta,), hidden = _graph(entry)
     u, c = torch.cos(torch.arange(delta.numel()).to(delta)), torch.sin(hidden.detach())
     try:
         column = _tangents(entry, u[None])[0]
@@ -372,7 +368,7 @@ def _has_forward(entry: _Entry) -> bool:
 
 
 @torch.enable_grad()
-def _logits_and_slopes(entry: _Entry) -> tuple[Tensor, Tensor]:
+def _logits_and_slopes(entry: Entry) -> tuple[Tensor, Tensor]:
     """Logits where tokens are predicted, and their derivatives by W z, entry by entry.
 
     Raises:

@@ -57,13 +57,13 @@ def sequence_kl(
     """
     arms = [reference, *others.values()]
     sums: dict[str, list[float]] = {name: [] for name in others}
-    for chunk in _chunks(lm, rows):
+    for chunk in chunks(lm, rows):
         logits = _logits_of_arms(lm, chunk, arms)
         scored = chunk.scored
         divergence_to = kl_from(next(logits)[scored].double() / temperature)
         for name, other in zip(others, logits, strict=True):
             nats = divergence_to(other[scored].double() / temperature)
-            sums[name] += _row_sums(nats, scored)
+            sums[name] += row_sums(nats, scored)
     return {name: np.array(values) for name, values in sums.items()}
 
 
@@ -72,24 +72,31 @@ def negative_log_likelihood(
 ) -> PerRow:
     """-log P(response | prompt) under `scorer`, one number a row, in nats."""
     sums: list[float] = []
-    for chunk in _chunks(lm, rows):
+    for chunk in chunks(lm, rows):
         (logits,) = _logits_of_arms(lm, chunk, [scorer])
         scored = chunk.scored
         nats = -log_likelihood(logits[scored], chunk.targets[scored])
-        sums += _row_sums(nats, scored)
+        sums += row_sums(nats, scored)
     return np.array(sums)
 
 
-def _row_sums(values: Tensor, scored: Tensor) -> list[float]:
-    """Sums over each row of values given at its scored tokens."""
+def row_sums(values: Tensor, scored: Tensor) -> list[float]:
+    """Sums over each row of values that are given at its scored tokens."""
     table = torch.zeros(scored.shape, dtype=values.dtype, device=values.device)
     table[scored] = values
     return table.sum(-1).tolist()
 
 
 @dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Left-padded rows; the last `width` columns hold all responses."""
+class Chunk:
+    """Left-padded rows; the last `width` columns hold all responses.
+
+    Attributes:
+        ids: token ids of prompts and responses.
+        mask: True at real tokens.
+        prompt_lengths: tokens of each row's prompt.
+        width: tokens of the longest response.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -108,7 +115,8 @@ class _Chunk:
         return (here & self.mask)[:, -self.width :]
 
 
-def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]:
+def chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[Chunk]:
+    """As many rows at a time as their logits may take of memory."""
     longest = max((len(row.response_ids) for row in rows), default=0)
     size = max(1, LOGITS_AT_ONCE // ((longest + 1) * lm.d_vocab))
     for start in range(0, len(rows), size):
@@ -118,7 +126,7 @@ def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]
         )
         lengths = torch.tensor([len(row.prompt_ids) for row in part], device=lm.device)
         width = max(1, *(len(row.response_ids) for row in part))
-        yield _Chunk(ids, mask, lengths, width)
+        yield Chunk(ids, mask, lengths, width)
 
 
 def logits_of_arms(
@@ -153,7 +161,7 @@ def logits_of_arms(
 
 
 def _logits_of_arms(
-    lm: LanguageModel, chunk: _Chunk, arms: Sequence[Intervention | None]
+    lm: LanguageModel, chunk: Chunk, arms: Sequence[Intervention | None]
 ) -> Iterator[Logits]:
     """For each arm the logits that predict `chunk.targets`."""
     rows, keep = (chunk.ids, chunk.mask, chunk.prompt_lengths), chunk.width + 1

@@ -37,6 +37,21 @@ VERDICT_STYLE = {
     "UNINFORMATIVE": "bold bright_black",
     "EXPLAINED BY GEOMETRY": "bold cyan",
     "NONLINEAR": "bold yellow",
+    "LOCAL THEORY APPLIES": "bold green",
+    "MEASURED": "bold cyan",
+    "EXACT NULL": "bold magenta",
+    "FIRST-ORDER NULL": "bold magenta",
+    "EFFECTIVE NULL": "bold magenta",
+    "VISIBLE": "bold green",
+    "HIDDEN": "bold red",
+    "SHARED NULL": "bold magenta",
+    "SHRINKING": "bold yellow",
+    "FULL": "bold green",
+    "NON-IDENTIFIABLE-STRUCTURED": "bold magenta",
+    "NON-IDENTIFIABLE-GENERIC": "bold magenta",
+    "IDENTIFIABLE WITHIN": "bold cyan",
+    "ONE CLASS": "bold green",
+    "SEVERAL CLASSES": "bold magenta",
 }
 
 

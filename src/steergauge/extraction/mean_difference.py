@@ -5,8 +5,6 @@ answer token (arXiv 2312.06681). Streamed: float64 moments of the pair differenc
 all that is kept, so memory does not grow with the number of pairs.
 """
 
-import importlib.metadata
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,10 +12,11 @@ import torch
 
 from steergauge.activations import Position, Reader, length_sorted
 from steergauge.errors import BadPairs
-from steergauge.prompts import ContrastPair, chat_template_hash, pairs_hash
+from steergauge.extraction.provenance import provenance_of
+from steergauge.prompts import ContrastPair
 from steergauge.split import LanguageModel
 from steergauge.streaming import Moments
-from steergauge.vector import Provenance, Site, SteeringVector
+from steergauge.vector import Site, SteeringVector
 
 NUM_NORMS = 1024
 """The median norm is taken over at most so many texts, so that memory is bounded."""
@@ -28,7 +27,7 @@ class Extraction:
     """A vector and how well the pairs determine it.
 
     Attributes:
-        vector: the mean difference.
+        vector: the mean difference, or what another method made of the same pairs.
         differences: moments of the pairs' differences.
     """
 
@@ -37,7 +36,7 @@ class Extraction:
 
     @property
     def standard_error(self) -> float:
-        """sqrt(tr Cov / n): how long the error of v is, in the units of the stream."""
+        """sqrt(tr Cov / n): how long the error of the mean difference is."""
         total = float(self.differences.variance.sum())
         return (total / self.differences.count) ** 0.5
 
@@ -82,7 +81,9 @@ def mean_difference(
     vector = SteeringVector(
         direction=moments.mean.float(),
         site=Site(reader.layer),
-        provenance=_provenance(lm, pairs, reader, seed, norms),
+        provenance=provenance_of(
+            lm, pairs, reader, method="mean_difference", seed=seed, norms=norms
+        ),
     )
     return Extraction(vector, moments)
 
@@ -113,27 +114,3 @@ def extract(
     chosen = lm.num_layers // 2 if layer is None else layer
     reader = Reader(chosen, Position(position), chat)
     return mean_difference(lm, pairs, reader, seed=seed).vector
-
-
-def _provenance(
-    lm: LanguageModel,
-    pairs: Sequence[ContrastPair],
-    reader: Reader,
-    seed: int,
-    norms: list[float],
-) -> Provenance:
-    libraries = ("steergauge", "torch", "transformers")
-    return Provenance(
-        method="mean_difference",
-        position=reader.position.rule,
-        model=lm.name,
-        revision=lm.revision,
-        fingerprint=lm.fingerprint,
-        chat_template=chat_template_hash(lm, reader.chat),
-        pairs=pairs_hash(pairs),
-        num_pairs=len(pairs),
-        seed=seed,
-        median_norm=float(torch.tensor(norms).median()),
-        versions={name: importlib.metadata.version(name) for name in libraries}
-        | {"python": platform.python_version()},
-    )

@@ -171,6 +171,78 @@ EXPERIMENTS: Entries = (
 )
 
 
+GEOMETRY: Entries = (
+    (
+        "Fisher matrix, F_bar",
+        "What a small step r of the stream costs: half of r-transposed F r, in nats, "
+        "to second order. F_x is that of one text, F_bar the mean over texts.",
+    ),
+    (
+        "sigma, lambda",
+        "lambda: eigenvalues of F_bar, how well the output sees each of the directions "
+        "that it keeps apart. sigma is the root of lambda.",
+    ),
+    (
+        "Floor of the arithmetic",
+        "How exactly sigma is known, measured on this model. Nothing below ten times "
+        "the floor is called null or counted, for rounding could have made it.",
+    ),
+    (
+        "Effective rank",
+        "How many directions matter. Each way to count has its own answer: above a "
+        "threshold, by the entropy of the spectrum, by its largest value. Only if all "
+        "directions are seen equally well do they agree.",
+    ),
+    (
+        "D_eq",
+        "Directions of F_bar along which a step as long as alpha v costs no more than "
+        "a budget of nats: a count without a threshold, in units of v's own effect.",
+    ),
+    (
+        "k_id",
+        "Coordinates of a vector that so many observed tokens could fix at best, to "
+        "the stated accuracy (the bound of Cramér and Rao).",
+    ),
+    (
+        "rho_F",
+        "What a small step along v costs over what one in a random direction costs. 1 "
+        "is what a random direction has.",
+    ),
+    (
+        "Null space: hard, soft",
+        "Hard: directions below ten floors. Soft: directions along which a step of v's "
+        "length stays in a budget. A direction is null for all texts only if it is "
+        "null for each.",
+    ),
+    (
+        "Canonical representative",
+        "The shortest of the vectors that cost the same: v without its part in the "
+        "null space.",
+    ),
+    (
+        "Most different equivalent, v'",
+        "The vector at the widest angle from v, no longer than v, that does what v "
+        "does within a budget. Planned by the quadratic model, drawn back toward v on "
+        "other prompts, and then measured on prompts that it has not seen.",
+    ),
+    (
+        "cos_F",
+        "The cosine of two vectors as the output sees them, in the metric F_bar. 1 "
+        "means that it cannot tell them apart at matched strength.",
+    ),
+    (
+        "Gauge",
+        "A change of description that no output can see, such as another basis of the "
+        "stream. Whatever changes with it is a fact about the description.",
+    ),
+    (
+        "Radius of linearisation, r_lin",
+        "The longest step, in multiples of alpha v, up to which the true KL is what "
+        "second-order theory says, within a quarter.",
+    ),
+)
+
+
 def glossary(findings: Mapping[str, Finding]) -> Entries:
     """The words of a run's report."""
     return (*GLOSSARY, *EXPERIMENTS) if has_experiments(findings) else GLOSSARY
@@ -182,6 +254,13 @@ def paper_glossary() -> Entries:
               "KL, in nats", "Certificate", "TOST", "95 % interval"}  # fmt: skip
     basic = tuple(entry for entry in GLOSSARY if entry[0] in needed)
     return (*basic, *EXPERIMENTS)
+
+
+def geometry_glossary() -> Entries:
+    """The words of the geometry page: its own first."""
+    needed = {"Steering vector, v", "Stream, h", "Strength, alpha", "KL, in nats",
+              "Control", "95 % interval"}  # fmt: skip
+    return (*GEOMETRY, *(entry for entry in GLOSSARY if entry[0] in needed))
 
 
 def limits(facts: Mapping[str, Any]) -> list[str]:

@@ -6,11 +6,11 @@ Audits speak ASCII (`v_perp`, `kappa_0`, `||`), because a terminal may show them
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from steergauge.audits.finding import Finding, Verdict
-from steergauge.audits.logits import TOLERANCE
+from steergauge.audits.finding import Finding
+from steergauge.report.verdicts import VERDICTS as VERDICTS
+from steergauge.report.verdicts import verdict_style as verdict_style
 from steergauge.statistics import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -18,8 +18,9 @@ PERP = "v\N{UP TACK}"
 LARGE = 1e4
 """From here on three significant digits are printed."""
 
-_TIMES = "\N{MULTIPLICATION SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
 _ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
+_PRIME = "\N{PRIME}"
 _SIGNS = tuple(
     (re.compile(pattern), sign)
     for pattern, sign in (
@@ -27,9 +28,20 @@ _SIGNS = tuple(
         (r"(?<!\w)kappa_0(?!\w)", "\N{GREEK SMALL LETTER KAPPA}\N{SUBSCRIPT ZERO}"),
         (r"(?<!\w)alpha v(?!\w)", f"{_ALPHA}v"),
         (r"(?<!\w)alpha(?!\w)", _ALPHA),
-        (r"(?<!\w)rho(?!\w)", "\N{GREEK SMALL LETTER RHO}"),
+        (r"(?<!\w)rho(?=_F\b|(?!\w))", "\N{GREEK SMALL LETTER RHO}"),
+        (r"(?<!\w)erank_(?=lambda|sigma)", "erank "),
+        (r"(?<!\w)sigma_1(?!\w)", "\N{GREEK SMALL LETTER SIGMA}\N{SUBSCRIPT ONE}"),
+        (
+            r"(?<!\w)sigma_i(?!\w)",
+            "\N{GREEK SMALL LETTER SIGMA}\N{LATIN SUBSCRIPT SMALL LETTER I}",
+        ),
+        (r"(?<!\w)sigma(?!\w)", "\N{GREEK SMALL LETTER SIGMA}"),
+        (r"(?<!\w)lambda(?!\w)", "\N{GREEK SMALL LETTER LAMDA}"),
+        (r"(?<!\w)F_bar(?!\w)", "F\N{COMBINING MACRON}"),
         (r"\^2", "\N{SUPERSCRIPT TWO}"),
         (r"->", "\N{RIGHTWARDS ARROW}"),
+        (r"<=", "\N{LESS-THAN OR EQUAL TO}"),
+        (r">=", "\N{GREATER-THAN OR EQUAL TO}"),
         (r"\|\|", "\N{DOUBLE VERTICAL LINE}"),
         (r"(?<=\bv)'(?!s)", "\N{PRIME}"),
         (r"(?<=\w)'", "\N{RIGHT SINGLE QUOTATION MARK}"),
@@ -41,48 +53,6 @@ _SIGNS = tuple(
 _SCIENTIFIC = re.compile(r"\b\d(?:\.\d+)?e[+-]\d+\b")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-
-@dataclass(frozen=True, slots=True)
-class VerdictWord:
-    """How a verdict is shown: never by colour alone."""
-
-    icon: str
-    meaning: str
-
-
-def verdict_style(verdict: str) -> str:
-    """The CSS class of a verdict: its first word.
-
-    >>> verdict_style(Verdict.EXPLAINED)
-    'explained'
-    """
-    return verdict.partition(" ")[0].lower()
-
-
-VERDICTS = {
-    Verdict.PASS: VerdictWord("✓", "A check came out as it must."),
-    Verdict.FAIL: VerdictWord("✕", "A check did not come out as it must."),
-    Verdict.EQUIVALENT: VerdictWord(
-        "=", "Shown to be the same, within a margin that was fixed beforehand."
-    ),
-    Verdict.DIFFERENT: VerdictWord(
-        "≠", "Shown not to be the same: the interval leaves no room for it."
-    ),
-    Verdict.INCONCLUSIVE: VerdictWord(
-        "?", "Neither could be shown with this many prompts. More might decide."
-    ),
-    Verdict.UNINFORMATIVE: VerdictWord(
-        "∅",
-        "A precondition failed, or the number is what noise alone gives: it carries "
-        "nothing here.",
-    ),
-    Verdict.EXPLAINED: VerdictWord(
-        "∠", f"T is 1 within {100 * TOLERANCE:.0f}\N{NO-BREAK SPACE}%."
-    ),
-    Verdict.NONLINEAR: VerdictWord(
-        "∿", "T is not 1: R differs from what first-order geometry gives."
-    ),
-}
 
 _ARMS = {
     "unsteered": ("unsteered", "no steering"),
@@ -107,6 +77,14 @@ _ARMS = {
     "code_v": ("v of the code", "read a block below, scored with its prompt"),
     "code_v_plus_perp": (f"v + {PERP} of the code", "as the published code does it"),
     "code_perp": (f"{PERP} of the code", "as the published code does it"),
+    "most_different": (
+        f"v{_PRIME}, most different",
+        "as far from v as the output lets it be, no longer than v",
+    ),
+    "same_cosine": (
+        "same angle, random",
+        f"random, at the angle from v and the length of v{_PRIME}",
+    ),
 }
 _SUBJECTS = {
     "v_perp alone": f"{PERP} alone",
@@ -130,6 +108,14 @@ NULL_LEAD = {
     "logits": "If geometry alone were at work:",
     "environments": "Asked for:",
     "reliability": "Tolerated:",
+    "spectrum": "For comparison:",
+    "nulls": "For comparison:",
+    "saturation": "For comparison:",
+    "decomposition": "If v were a random direction:",
+    "alternative": "For comparison:",
+    "linearity": "Asked for:",
+    "gauge": "Asked for:",
+    "methods": "Counted as the same:",
 }
 """How a finding's null, the number if there were nothing to see, is introduced."""
 
@@ -187,6 +173,14 @@ def question(finding: Finding) -> str:
         "logits": "Is R what geometry alone gives?",
         "environments": "Does v move the trait in every environment?",
         "reliability": "Does v steer every prompt the same way?",
+        "spectrum": "How many directions does the output see?",
+        "nulls": "Is there a direction that the output cannot see at all?",
+        "saturation": "Do all texts share a null space?",
+        "decomposition": "Does the output see v more than a random direction?",
+        "alternative": "How different a vector does what v does?",
+        "linearity": "Does second-order theory hold at this strength?",
+        "gauge": "Do the numbers survive a change of basis?",
+        "methods": "Do other ways of extraction give a vector of like effect?",
     }.get(finding.audit, finding.audit)
 
 
@@ -247,7 +241,7 @@ def plain(value: float, digits: int = 3) -> str:
     if exponent:
         if int(exponent) in range(6):
             return f"{float(text):.0f}".replace("-", MINUS)
-        text = f"{mantissa} {_TIMES} 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
+        text = f"{mantissa} {TIMES} 10{str(int(exponent)).translate(_SUPERSCRIPTS)}"
     return text.replace("-", MINUS)
 
 
@@ -282,21 +276,40 @@ def _share(value: float) -> str:
     return percent(value, 1)
 
 
+def _count(value: float) -> str:
+    return plain(value, 6)
+
+
 _WRITERS = {
     "score": signed,
     "nats": padded,
     "ratio": padded,
     "share": _share,
     "whole": percent,
+    "count": _count,
 }
 """How numbers are written: differences of scores, divergences, ratios, shares to a
-tenth of a percent and to a whole one."""
+tenth of a percent and to a whole one, counts."""
+
+
+_FORMS = {
+    "divergence": "nats",
+    "logits": "ratio",
+    "reliability": "share",
+    "spectrum": "ratio",
+    "nulls": "ratio",
+    "saturation": "count",
+    "decomposition": "ratio",
+    "alternative": "ratio",
+    "linearity": "ratio",
+    "gauge": "ratio",
+    "methods": "ratio",
+}
 
 
 def form(finding: Finding) -> str:
     """How the finding's number is written."""
-    forms = {"divergence": "nats", "logits": "ratio", "reliability": "share"}
-    return forms.get(finding.audit, "score")
+    return _FORMS.get(finding.audit, "score")
 
 
 def control_form(finding: Finding, name: str) -> str:
@@ -322,6 +335,14 @@ def unit(finding: Finding) -> str:
         "replication": "pooled standard deviations",
         "logits": "T, which is 1 if R is what geometry gives",
         "reliability": "of the prompts",
+        "spectrum": "dimensions",
+        "nulls": "nats a text",
+        "saturation": "dimensions",
+        "decomposition": "times what a random direction costs",
+        "alternative": "of v's effect",
+        "linearity": "ratios",
+        "gauge": "relative error",
+        "methods": "of v's effect",
     }
     return units.get(finding.audit) or typeset("on the probe's score from 0 to 1")
 

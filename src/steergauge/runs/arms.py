@@ -7,7 +7,6 @@ published code's variant `code_*`.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -15,6 +14,7 @@ from steergauge import prompts as texts
 from steergauge.activations import Position, Reader
 from steergauge.audits import controls
 from steergauge.extraction.mean_difference import mean_difference
+from steergauge.extraction.methods import extraction_by
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
 from steergauge.prompts import Text
@@ -43,8 +43,12 @@ def extract_or_load(lm: LanguageModel, inputs: Inputs, store: Store) -> Steering
     if not path.is_file():
         vector = inputs.given
         if vector is None:
-            vector = mean_difference(
-                lm, inputs.pairs, _reader(inputs.spec), seed=inputs.spec.seed
+            vector = extraction_by(
+                lm,
+                inputs.pairs,
+                reader_of(inputs.spec),
+                method=inputs.spec.method,
+                seed=inputs.spec.seed,
             ).vector
         vector.check_fits(lm, other_model=True)
         vector.save(path)
@@ -62,10 +66,10 @@ def control_vectors(
         for name, rival in inputs.rivals.items():
             found[f"against[{name}]"] = controls.rescaled(rival, vector)
         for name, control in found.items():
-            control.save(_file(store, name))
+            control.save(store.vector_file(name))
         write_text(made, "\n".join(found))
     names = made.read_text(encoding="utf-8").split("\n")
-    return {name: load_vector(_file(store, name)) for name in names}
+    return {name: load_vector(store.vector_file(name)) for name in names}
 
 
 def test_arms(
@@ -87,6 +91,8 @@ def test_arms(
     def arm(added: SteeringVector, strength: float = alpha, noise: int = 0) -> Arm:
         return Arm(Add(added, strength, scope), noise)
 
+    if not spec.behaves:
+        return {"unsteered": Arm(), "v": arm(vector)}
     arms = {"unsteered": Arm(), "v": arm(vector), "minus_v": arm(vector, -alpha)}
     arms |= {
         name: arm(vector, noise=1 + j) for j, name in enumerate(_again_names(spec))
@@ -153,7 +159,7 @@ def geometry_vectors(spec: Spec, vector: SteeringVector) -> dict[str, SteeringVe
     """
     found: dict[str, SteeringVector] = {}
     for k in range(NUM_GAINS):
-        seed = _seed(spec, "gain", k)
+        seed = direction_seed(spec, "gain", k)
         random = controls.random_direction(vector, seed=seed)
         perp = controls.perpendicular(vector, seed=seed)
         found[f"geometry_random[{k}]"] = random
@@ -164,7 +170,7 @@ def geometry_vectors(spec: Spec, vector: SteeringVector) -> dict[str, SteeringVe
 
 def gain_directions(spec: Spec, vector: SteeringVector) -> dict[str, SteeringVector]:
     """Random directions perpendicular to v: tr(J'J) without v's own share."""
-    seeds = [_seed(spec, "gain", k) for k in range(NUM_GAINS)]
+    seeds = [direction_seed(spec, "gain", k) for k in range(NUM_GAINS)]
     return {
         f"perp[{k}]": controls.perpendicular(vector, seed=seed)
         for k, seed in enumerate(seeds)
@@ -206,25 +212,25 @@ def _made_controls(
     spec = inputs.spec
     found: dict[str, SteeringVector] = {}
     for j in range(spec.num_perpendicular):
-        perp = controls.perpendicular(vector, seed=_seed(spec, "perp", j))
+        perp = controls.perpendicular(vector, seed=direction_seed(spec, "perp", j))
         total = controls.total(vector, perp, f"v + {perp.provenance.parent}")
         found[f"v_plus_perp[{j}]"], found[f"perp[{j}]"] = total, perp
         if "replication" in spec.audits and j < FEW:
             found[f"v_turned[{j}]"] = controls.rescaled(total, vector)
     flips = spec.num_random // 2 if len(inputs.pairs) >= FEWEST_PAIRS_TO_FLIP else 0
     for k in range(spec.num_random - flips):
-        seed = _seed(spec, "random", k)
+        seed = direction_seed(spec, "random", k)
         found[f"random[{k}]"] = controls.random_direction(vector, seed=seed)
     if flips:
         drawn = controls.sign_flips(
-            lm, vector, inputs.pairs, _reader(spec), num=flips, seed=spec.seed
+            lm, vector, inputs.pairs, reader_of(spec), num=flips, seed=spec.seed
         )
         found |= {f"sign_flip[{k}]": flipped for k, flipped in enumerate(drawn)}
     for name in _other_traits(inputs):
         rest = texts.trait(name)
         num = min(len(inputs.pairs), len(rest.all_pairs))
         pairs = rest.pairs(num, seed=spec.seed)
-        other = mean_difference(lm, pairs, _reader(spec)).vector
+        other = mean_difference(lm, pairs, reader_of(spec)).vector
         found[f"other_trait[{name}]"] = controls.rescaled(other, vector)
     found |= _code_vectors(lm, inputs, vector)
     return found | _environment_vectors(lm, inputs, vector)
@@ -243,7 +249,7 @@ def _code_vectors(
     own = vector.with_direction(read.direction, f"read after block {spec.layer - 1}")
     found = {"code_v": own}
     for j in range(spec.num_perpendicular):
-        perp = controls.perpendicular(own, seed=_seed(spec, "code perp", j))
+        perp = controls.perpendicular(own, seed=direction_seed(spec, "code perp", j))
         total = controls.total(own, perp, f"code v + {perp.provenance.parent}")
         found[f"code_v_plus_perp[{j}]"], found[f"code_perp[{j}]"] = total, perp
     return found
@@ -256,11 +262,13 @@ def _environment_vectors(
     spec = inputs.spec
     found: dict[str, SteeringVector] = {}
     for name, pairs in inputs.environment_pairs.items():
-        read = mean_difference(lm, pairs, _reader(spec)).vector
+        read = mean_difference(lm, pairs, reader_of(spec)).vector
         own = controls.rescaled(read, vector)
         found[f"environment_v({name})"] = own
         for j in range(min(FEWEST, spec.num_perpendicular)):
-            perp = controls.perpendicular(own, seed=_seed(spec, f"perp {name}", j))
+            perp = controls.perpendicular(
+                own, seed=direction_seed(spec, f"perp {name}", j)
+            )
             parent = f"v of {name} + {perp.provenance.parent}"
             total = controls.total(own, perp, parent)
             found[f"environment_v_plus_perp({name})[{j}]"] = total
@@ -274,15 +282,12 @@ def _other_traits(inputs: Inputs) -> list[str]:
     return [name for name in texts.TRAITS if name != trait.name]
 
 
-def _reader(spec: Spec) -> Reader:
+def reader_of(spec: Spec) -> Reader:
+    """How the run reads streams; its layer is resolved."""
     assert spec.layer is not None
     return Reader(spec.layer, Position(spec.position), spec.chat)
 
 
-def _seed(spec: Spec, family: str, index: int) -> int:
+def direction_seed(spec: Spec, family: str, index: int) -> int:
     """A seed for each direction of each family; runs with other seeds share none."""
     return int(texts.short_hash(f"{spec.seed} {family} {index}"), 16) >> 1
-
-
-def _file(store: Store, name: str) -> Path:
-    return store.vectors / f"{name.replace('[', '-').replace(']', '')}.safetensors"

@@ -2,7 +2,8 @@
 
 ::
 
-    gather -> vector -> controls -> T0 -> dose curve -> alpha -> texts -> KL -> findings
+    gather -> vector -> controls -> dose curve -> alpha -> T0 -> geometry -> texts -> KL
+    -> findings
 
 Everything after the last stage is a pure function of the store.
 """
@@ -16,7 +17,8 @@ from steergauge.audits.finding import Finding
 from steergauge.errors import BadSpec
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
-from steergauge.runs import arms, evidence, judge, plan
+from steergauge.runs import arms, evidence, geometry_findings, judge, plan
+from steergauge.runs.geometry_findings import measured
 from steergauge.runs.spec import Spec, folder_name, spec_from
 from steergauge.runs.stages import Named, Progress, Silent, Stages
 from steergauge.runs.store import Rows, Store
@@ -128,18 +130,18 @@ def _execute(stages: Stages) -> None:
     stages.progress.advance(1)
     controls = arms.control_vectors(lm, inputs, vector, store)
     stages.progress.advance(1)
-    doses = arms.dose_arms(spec, vector)
-    dose_texts = stages.texts("dose", doses, inputs.dose_prompts, samples)
     norm = arms.median_norm(lm, inputs)
-    dose = evidence.dose_curve(
-        dose_texts,
-        stages.dose_scores(doses, dose_texts),
-        doses,
-        step_unit=vector.norm / norm,
-    )
-    alpha = spec.alpha if spec.alpha is not None else dose.recommended
+    dose_texts, dose = _dose(stages, vector, norm)
+    alpha = spec.alpha
+    if alpha is None:
+        assert dose is not None
+        alpha = dose.recommended
     pipes = stages.plumbing(vector, alpha)
     tested = arms.test_arms(spec, alpha, vector, controls)
+    shapes = None
+    if spec.wants_geometry:
+        shapes = measured(stages, vector, alpha, norm)
+        tested |= shapes.arms
     texts = stages.texts("test", tested, inputs.test_prompts, samples)
     seen = judge.Evidence(
         lm=lm,
@@ -151,15 +153,33 @@ def _execute(stages: Stages) -> None:
         dose=dose,
         plumbing=pipes,
         texts=texts,
-        divergences=stages.divergences(tested, texts),
-        likelihoods=stages.likelihoods(texts),
+        divergences=stages.divergences(tested, texts, shapes.others if shapes else {}),
+        likelihoods=stages.likelihoods(texts) if spec.behaves else [],
         next_tokens=_next_tokens(stages, tested, vector, alpha),
         gains=_gains(stages, vector, alpha),
         environments=_environments(stages, vector, alpha, controls),
     )
+    found = judge.findings(seen)
     elsewhere = [row for rows in seen.environments.values() for row in rows]
+    if shapes is not None:
+        found |= geometry_findings.findings(shapes, seen, found)
+        elsewhere += [row | {"score": None} for row in shapes.geometry.texts]
     store.write_generations([*dose_texts, *texts, *elsewhere])
-    store.write_findings(judge.findings(seen), judge.facts(seen))
+    store.write_findings(found, judge.facts(seen))
+
+
+def _dose(
+    stages: Stages, vector: SteeringVector, norm: float
+) -> tuple[Rows, evidence.DoseCurve | None]:
+    """Texts of the dose curve and the curve, if anything asks for it."""
+    spec, inputs = stages.spec, stages.inputs
+    if not spec.behaves and spec.alpha is not None:
+        return [], None
+    doses = arms.dose_arms(spec, vector)
+    texts = stages.texts("dose", doses, inputs.dose_prompts, spec.samples)
+    scores = stages.dose_scores(doses, texts)
+    unit = vector.norm / norm
+    return texts, evidence.dose_curve(texts, scores, doses, step_unit=unit)
 
 
 def _next_tokens(

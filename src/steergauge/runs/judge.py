@@ -38,7 +38,7 @@ class Evidence:
     arms: Mapping[str, Arm]
     alpha: float
     median_norm: float
-    dose: DoseCurve
+    dose: DoseCurve | None
     plumbing: Finding
     texts: Rows
     divergences: Rows
@@ -52,16 +52,20 @@ class Evidence:
         """What is compared with v: arm family -> how a reader knows it."""
         rivals = {name: name for name in self.arms if name.startswith("against[")}
         turned = {"v_turned": "v turned"} if "v_turned[0]" in self.arms else {}
-        return {"v_plus_perp": "", "perp": "v_perp alone", **turned, **rivals}
+        other = {"most_different": "v most different"}
+        known = {"v_plus_perp": "", "perp": "v_perp alone", **turned, **rivals}
+        return known | (other if "most_different" in self.arms else {})
 
 
 def findings(seen: Evidence) -> dict[str, Finding]:
     """Every finding that the spec asks for, by key."""
+    if not seen.inputs.spec.behaves:
+        return {seen.plumbing.key: seen.plumbing}
     found = [seen.plumbing, *_behaviour(seen)]
     found += _divergences(seen, {finding.subject: finding for finding in found[2:]})
     found += experiments.findings(seen, found[1].verdict)
     if seen.plumbing.verdict is not Verdict.PASS:
-        found = [seen.plumbing, *(_overruled(finding) for finding in found[1:])]
+        found = [seen.plumbing, *(overruled(finding) for finding in found[1:])]
     wanted = seen.inputs.spec.audits
     return {finding.key: finding for finding in found if finding.audit in wanted}
 
@@ -113,6 +117,7 @@ def _versions() -> dict[str, str]:
 
 def _behaviour(seen: Evidence) -> list[Finding]:
     """T1, then T3 for every subject."""
+    assert seen.dose is not None
     perplexity = _perplexities(seen)
     ratios = [perplexity[name] / perplexity["unsteered"] for name in ("v", "minus_v")]
     details: dict[str, Any] = {
@@ -179,7 +184,8 @@ def _gap(finding: Finding | None) -> Estimate | None:
     return finding.estimate if finding else None
 
 
-def _overruled(finding: Finding) -> Finding:
+def overruled(finding: Finding) -> Finding:
+    """A finding of a run whose plumbing check failed."""
     reason = "The plumbing check failed, so the numbers below describe another thing."
     return replace(
         finding,
@@ -245,7 +251,8 @@ def _arm_facts(seen: Evidence) -> list[dict[str, Any]]:
 def _not_run(inputs: Inputs) -> list[str]:
     """Controls and audits that could not be run, and why."""
     missing = []
-    if inputs.probe is None:
+    spec = inputs.spec
+    if inputs.probe is None and spec.behaves:
         missing.append(
             "T1 and T3 need a probe, and none was given: the trait was not scored. So "
             f"do {', '.join(NEED_A_PROBE)}."
@@ -278,6 +285,14 @@ def _not_run(inputs: Inputs) -> list[str]:
             "The published code's variant reads one block below the one it writes to, "
             "from contrast pairs: it needs pairs, and a layer above 0."
         )
+    asked, found = spec.geometry_prompts, len(inputs.fit_prompts)
+    if spec.wants_geometry and found < asked:
+        missing.append(
+            f"The Fisher matrix is of {found} prompts; {asked} were asked for, and a "
+            "power of two is used."
+        )
+    if "methods" in spec.audits and not inputs.pairs:
+        missing.append("T13 compares methods on contrast pairs, and none were given.")
     if inputs.pairs and inputs.trait is None:
         missing.append(
             "Other-trait controls need a built-in trait; the pairs are your own."

@@ -13,6 +13,7 @@ from pathlib import Path
 from steergauge import prompts as texts
 from steergauge.activations import Position
 from steergauge.errors import BadPairs, BadPrompts, BadSpec, ShapeMismatch
+from steergauge.extraction.methods import check_method
 from steergauge.intervention import Add, scope_named
 from steergauge.probes import Probe, load_probe, probe_from
 from steergauge.prompts import ContrastPair, Trait
@@ -22,6 +23,12 @@ from steergauge.vector import SteeringVector, load_vector
 
 NEED_A_PROBE = ("replication", "scale", "environments", "reliability")
 """Audits of scores alone: without a probe their texts are not even generated."""
+
+NEED_PAIRS = ("methods",)
+"""Audits that compare what the same contrast pairs give."""
+
+FEWEST_TO_FIT = 2
+"""Prompts without which no Fisher matrix is a mean over prompts."""
 
 FEWEST_PAIRS_TO_FLIP = 8
 """Below it there are too few halves of the pairs to be draws of anything."""
@@ -37,6 +44,8 @@ class Inputs:
         pairs: contrast pairs to extract from; empty if only a vector is known.
         dose_prompts: prompts that choose the strength.
         test_prompts: prompts that judge it.
+        fit_prompts: prompts of the Fisher matrix; a power of two of them.
+        validation_prompts: prompts that check the most different vector.
         probe: None if texts cannot be scored.
         given: the vector to be audited, if it was given.
         rivals: vectors to compare with it, by name.
@@ -53,6 +62,8 @@ class Inputs:
     probe: Probe | None
     given: SteeringVector | None
     rivals: Mapping[str, SteeringVector]
+    fit_prompts: tuple[str, ...] = ()
+    validation_prompts: tuple[str, ...] = ()
     environments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment_pairs: Mapping[str, tuple[ContrastPair, ...]] = field(
         default_factory=dict
@@ -76,6 +87,9 @@ class Inputs:
             ),
             "device": lm.device.type,
         }
+        if self.fit_prompts:
+            both = (self.fit_prompts, self.validation_prompts)
+            known["geometry prompts"] = texts.short_hash(repr(both))
         for name, prompts in self.environments.items():
             pairs = self.environment_pairs.get(name, ())
             content = (prompts, [(p.positive, p.negative) for p in pairs])
@@ -92,6 +106,7 @@ def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
     """
     scope_named(spec.scope)
     Position(spec.position)
+    check_method(spec.method)
     if spec.labelled and not spec.probe:
         raise BadSpec("labelled texts were given without a probe that they validate.")
     given = vector or (load_vector(spec.vector) if spec.vector else None)
@@ -111,17 +126,18 @@ def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
     used = _prompts_of(
         [*fit, *(pair for pairs in elsewhere.values() for pair in pairs)]
     )
-    dose, test = _prompts(spec, trait, held_out, used)
+    dose, test, rest = _prompts(spec, trait, held_out, used)
+    fit_on, validation = _geometry_prompts(spec, [*rest, *dose])
     probe = _probe(spec, trait)
-    if probe is None:
-        judged = tuple(audit for audit in spec.audits if audit not in NEED_A_PROBE)
-        spec = replace(spec, audits=judged)
+    spec = _possible(spec, has_probe=probe is not None, has_pairs=len(fit) >= 2)
     return Inputs(
         spec=spec,
         trait=trait,
         pairs=tuple(fit),
         dose_prompts=dose,
         test_prompts=test,
+        fit_prompts=fit_on,
+        validation_prompts=validation,
         probe=probe,
         given=given,
         rivals=_rivals(spec),
@@ -131,6 +147,26 @@ def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
         },
         environment_pairs=elsewhere,
     )
+
+
+def _possible(spec: Spec, *, has_probe: bool, has_pairs: bool) -> Spec:
+    """The spec without audits that lack a probe or contrast pairs.
+
+    Raises:
+        BadSpec: none of those that were asked for is left.
+    """
+    lacking = () if has_probe else NEED_A_PROBE
+    lacking += () if has_pairs else NEED_PAIRS
+    left = tuple(audit for audit in spec.audits if audit not in lacking)
+    if not left:
+        raise BadSpec(
+            f"none of the audits {', '.join(spec.audits)} can be made of what was "
+            "given.",
+            cause=f"{', '.join(NEED_A_PROBE)} need a probe; {', '.join(NEED_PAIRS)} "
+            "needs contrast pairs.",
+            remedy="Give --probe or --pairs, or ask for other audits.",
+        )
+    return replace(spec, audits=left)
 
 
 def gather(
@@ -282,8 +318,8 @@ def _prompts(
     trait: Trait | None,
     held_out: Sequence[ContrastPair],
     used: Set[str],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Prompts of the dose curve and of the test, disjoint, none of them in `used`."""
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Prompts of the dose curve, of the test, and the rest; none is in `used`."""
     if spec.prompts:
         candidates = texts.read_prompts(spec.prompts)
     elif held_out:
@@ -304,7 +340,26 @@ def _prompts(
             "from; at least 3 are needed, and 74 to state an equivalence.",
             remedy="Give more neutral prompts with --prompts.",
         )
-    return tuple(dose), tuple(test)
+    rest = usable[num_dose + spec.num_prompts :]
+    return tuple(dose), tuple(test), tuple(rest)
+
+
+def _geometry_prompts(
+    spec: Spec, candidates: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Prompts of the Fisher matrix, a power of two of them, and half as many more."""
+    if not spec.wants_geometry:
+        return (), ()
+    num = min(spec.geometry_prompts, 2 * len(candidates) // 3)
+    if num < FEWEST_TO_FIT:
+        raise BadPrompts(
+            f"the geometry needs prompts of its own, and {len(candidates)} are left "
+            "beside those of the test.",
+            remedy=f"Give at least {2 * FEWEST_TO_FIT} more neutral prompts with "
+            "--prompts, or fewer to the test with --num-prompts.",
+        )
+    num = 1 << (num.bit_length() - 1)
+    return tuple(candidates[:num]), tuple(candidates[num : num + num // 2])
 
 
 def _rivals(spec: Spec) -> dict[str, SteeringVector]:

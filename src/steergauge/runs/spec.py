@@ -9,7 +9,7 @@ import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,20 @@ from steergauge.errors import BadSpec
 
 PAPER_TRAITS = ("formality", "politeness", "humor")
 CORE = ("plumbing", "manipulation", "equivalence", "divergence")
-AUDITS = (*CORE, "replication", "scale", "logits", "environments", "reliability")
+EXPERIMENTS = ("replication", "scale", "logits", "environments", "reliability")
+GEOMETRY = (
+    "spectrum",
+    "nulls",
+    "saturation",
+    "decomposition",
+    "alternative",
+    "linearity",
+    "gauge",
+    "methods",
+)
+AUDITS = (*CORE, *EXPERIMENTS, *GEOMETRY)
+GROUPS = {"core": CORE, "paper": (*CORE, *EXPERIMENTS), "geometry": GEOMETRY}
+"""Names that stand for several audits."""
 
 PERPLEXITY_LIMIT = 1.5
 """A text is coherent while its perplexity under the unsteered model is at most so many
@@ -40,7 +53,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "genre-shift",
             "safety-style",
         ),
-        "audits": AUDITS,
+        "audits": GROUPS["paper"],
     },
 }
 """quick: about a minute on the reference model; standard: more of the same; paper: the
@@ -68,6 +81,7 @@ class Spec:
         probe: words.toml or file.py:function, instead of the trait's.
         labelled: file of labelled texts for the probe's gate.
         layer: block whose output is read and written; None means the middle one.
+        method: how the vector is extracted from its pairs.
         position: which token's stream stands for a text of a pair.
         scope: positions that are steered.
         alpha: strength; None means the one that the dose curve recommends.
@@ -79,6 +93,9 @@ class Spec:
         num_prompts: prompts of the test.
         num_dose_prompts: prompts of the dose curve; never prompts of the test.
         num_environment_prompts: prompts of the test in each of `environments`.
+        geometry_prompts: prompts of the Fisher matrix, a power of two; half as many
+            more check the most different vector before its test.
+        geometry_tokens: response tokens that the Fisher matrix is of.
         samples: responses a prompt and arm.
         environment_samples: the same in `environments`.
         max_new_tokens: longest response.
@@ -108,6 +125,7 @@ class Spec:
     probe: str = ""
     labelled: str = ""
     layer: int | None = None
+    method: str = "mean-difference"
     position: str = "last"
     scope: str = "generating"
     alpha: float | None = None
@@ -118,6 +136,8 @@ class Spec:
     num_prompts: int = 50
     num_dose_prompts: int = 24
     num_environment_prompts: int = 50
+    geometry_prompts: int = 64
+    geometry_tokens: int = 8
     samples: int = 4
     environment_samples: int = 4
     max_new_tokens: int = 32
@@ -136,13 +156,15 @@ class Spec:
         if unknown or not self.audits:
             raise BadSpec(
                 f"there is no audit {', '.join(unknown)!r}.",
-                remedy=f"Choose from {', '.join(AUDITS)}.",
+                remedy=f"Choose from {', '.join((*AUDITS, *GROUPS))}.",
             )
         at_least = {
             "num_pairs": 2,
             "num_prompts": 2,
             "num_dose_prompts": 1,
             "num_environment_prompts": 2,
+            "geometry_prompts": 2,
+            "geometry_tokens": 1,
             "samples": 1,
             "environment_samples": 1,
             "max_new_tokens": 1,
@@ -208,6 +230,16 @@ class Spec:
                 remedy="Use --samples 2 or more.",
             )
 
+    @property
+    def behaves(self) -> bool:
+        """Whether any audit asked for is about the texts of arms, not geometry only."""
+        return not {*self.audits} <= {"plumbing", *GEOMETRY}
+
+    @property
+    def wants_geometry(self) -> bool:
+        """Whether any audit asked for needs the Fisher matrix."""
+        return not {*self.audits}.isdisjoint(GEOMETRY)
+
     def to_table(self) -> dict[str, Any]:
         """Plain data for TOML; what is None is left out."""
         table = dataclasses.asdict(self)
@@ -236,7 +268,9 @@ def spec_from(
     given = {key: value for key, value in changes.items() if value is not None}
     asked = {**table, **given}
     merged = {**PRESETS[preset], **asked}
-    if "audits" not in asked:
+    if "audits" in asked:
+        merged["audits"] = _ungrouped(merged["audits"])
+    else:
         merged["audits"] = (*merged.get("audits", CORE), *_implied(asked, merged))
     hints = typing.get_type_hints(Spec)
     unknown = sorted(set(merged) - set(hints))
@@ -248,6 +282,15 @@ def spec_from(
         )
     values = {key: _typed(key, value, hints[key]) for key, value in merged.items()}
     return Spec(**values)
+
+
+def _ungrouped(named: Any) -> Any:
+    """The audits that names and names of groups stand for, each once."""
+    names = named.split(",") if isinstance(named, str) else named
+    if not isinstance(names, list | tuple):
+        return named
+    each = [GROUPS.get(str(name).strip(), (name,)) for name in names]
+    return [*dict.fromkeys(audit for group in each for audit in group)]
 
 
 def _implied(asked: Mapping[str, Any], merged: Mapping[str, Any]) -> list[str]:
@@ -293,6 +336,28 @@ def specs_from(
     return {
         name: spec_from({**merged, "trait": name} if name else merged, preset=preset)
         for name in traits
+    }
+
+
+def layer_specs(spec: Spec, layers: Sequence[int]) -> dict[str, Spec]:
+    """The same run at each of several layers, by the name of its folder.
+
+    Raises:
+        BadSpec: no layers, one twice, or a vector, which belongs to its own layer.
+    """
+    if not layers or len({*layers}) != len(layers):
+        raise BadSpec(
+            f"layers are {', '.join(map(str, layers)) or 'none'}; a sweep needs "
+            "different ones.",
+            remedy="Give --layers 0,4,8 or --layers all.",
+        )
+    if spec.vector:
+        raise BadSpec(
+            "several layers were asked for, and a vector, which belongs to one.",
+            remedy="Give --trait or --pairs, from which each layer has its own vector.",
+        )
+    return {
+        f"layer-{layer:02d}": dataclasses.replace(spec, layer=layer) for layer in layers
     }
 
 

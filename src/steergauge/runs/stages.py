@@ -111,6 +111,16 @@ class Stages:
         samples: int,
     ) -> Rows:
         """Texts of all arms on all prompts with their scores, by cells of prompts."""
+        return self._with_scores(stage, self.drawn(stage, arms, prompts, samples))
+
+    def drawn(
+        self,
+        stage: str,
+        arms: Mapping[str, Arm],
+        prompts: Sequence[str],
+        samples: int,
+    ) -> Rows:
+        """Texts of all arms on all prompts, by cells of prompts."""
         spec = self.spec
         decoding = Decoding(spec.max_new_tokens, spec.temperature, seed=spec.seed)
 
@@ -129,13 +139,12 @@ class Stages:
             return [self._row(stage, sample, arms, start) for sample in drawn]
 
         label = f"{_LABELS.get(stage, stage)}: texts"
-        rows = self._cells(stage, label, prompts, make, len(arms) * samples)
-        return self._with_scores(stage, rows)
+        return self._cells(stage, label, prompts, make, len(arms) * samples)
 
     def _with_scores(self, stage: str, texts: Rows) -> Rows:
-        """The rows with the probe's score of each text, or None without a probe."""
+        """The rows with the probe's score of each text; None if nothing needs it."""
         probe = self.inputs.probe
-        if probe is None:
+        if probe is None or not self.spec.behaves:
             return [row | {"score": None} for row in texts]
 
         def make(block: Rows, start: int) -> Rows:
@@ -188,7 +197,7 @@ class Stages:
             out: Rows = []
             for name, arm in arms.items():
                 rows = [row for row in block if row["arm"] == name]
-                continuations = self._continuations(rows)
+                continuations = self.continuations(rows)
                 nats = scoring.sequence_kl(
                     self.lm,
                     continuations,
@@ -203,20 +212,23 @@ class Stages:
 
         return self._by_prompt("dose-scores", "dose curve: KL", texts, make)
 
-    def divergences(self, arms: Mapping[str, Arm], texts: Rows) -> Rows:
-        """KL from v of every arm that T4 compares, on v's texts."""
-        others = {
+    def divergences(
+        self, arms: Mapping[str, Arm], texts: Rows, more: Mapping[str, Add]
+    ) -> Rows:
+        """KL from v of every arm that T4 compares and of some `more`, on v's texts."""
+        others: dict[str, Add | None] = {
             name: arm.intervention
             for name, arm in arms.items()
             if _is_diverged_from(name)
         }
+        others |= more
         own = [row for row in texts if row["arm"] == "v"]
 
         def make(block: Rows, start: int) -> Rows:
             del start
             nats = scoring.sequence_kl(
                 self.lm,
-                self._continuations(block),
+                self.continuations(block),
                 arms["v"].intervention,
                 others,
                 temperature=self.spec.temperature,
@@ -289,14 +301,15 @@ class Stages:
 
         def make(block: Rows, start: int) -> Rows:
             del start
-            rows = self._continuations(block)
+            rows = self.continuations(block)
             nll = scoring.negative_log_likelihood(self.lm, rows)
             self.progress.advance(len(block))
             return _scored(block, {"nll": nll})
 
         return self._by_prompt("likelihoods", "test: coherence", own, make)
 
-    def _continuations(self, rows: Rows) -> list[Continuation]:
+    def continuations(self, rows: Rows) -> list[Continuation]:
+        """The texts as token ids, with their prompts'."""
         chat = self.spec.chat
         return [
             Continuation(

@@ -4,7 +4,7 @@
 
     run.toml               the spec, and hashes of what it read
     vectors/*.safetensors  v and every control
-    cells/*.parquet|json   finished work; a killed run goes on where these end
+    cells/*                finished work; a killed run goes on where these end
     generations.parquet    every text with its arm, prompt, sample and score
     findings.json          what was found (schema below)
     report.html, card.md   made from the files above, by `steergauge report`
@@ -20,9 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tomli_w
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 
 from steergauge.audits.finding import Finding
 from steergauge.errors import StoreError
@@ -43,6 +46,11 @@ class Store:
     def vectors(self) -> Path:
         """Folder of the vectors."""
         return self.folder / "vectors"
+
+    def vector_file(self, name: str) -> Path:
+        """Where the vector of an arm is kept."""
+        plain = name.replace("[", "-").replace("]", "")
+        return self.vectors / f"{plain}.safetensors"
 
     def open(self, spec: Spec, inputs: Mapping[str, str]) -> None:
         """Begin the run in this folder, or resume it.
@@ -81,16 +89,38 @@ class Store:
         """Whether cell `name` is finished."""
         return (self.folder / "cells" / f"{name}.parquet").is_file()
 
-    def finding(self, name: str, make: Callable[[], Finding]) -> Finding:
-        """The finding kept under `name`, made now unless it was made before."""
+    def arrays(
+        self, name: str, make: Callable[[], Mapping[str, np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """The arrays kept under `name`, made now unless they were made before."""
+        path = self.folder / "cells" / f"{name}.safetensors"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found = {key: np.ascontiguousarray(a) for key, a in make().items()}
+            _write_whole(path, lambda part: save_file(found, part))
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise _damaged(path, error) from error
+
+    def has_arrays(self, name: str) -> bool:
+        """Whether the arrays `name` are finished."""
+        return (self.folder / "cells" / f"{name}.safetensors").is_file()
+
+    def record(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The plain data kept under `name`, made now unless it was made before."""
         path = self.folder / "cells" / f"{name}.json"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(make().to_json()))
+            write_text(path, json.dumps(make()))
         try:
-            return Finding.from_json(json.loads(path.read_text(encoding="utf-8")))
+            return json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise _damaged(path, error) from error
+
+    def finding(self, name: str, make: Callable[[], Finding]) -> Finding:
+        """The finding kept under `name`, made now unless it was made before."""
+        return Finding.from_json(self.record(name, lambda: make().to_json()))
 
     def write_generations(self, rows: Iterable[dict[str, Any]]) -> None:
         """Every text of the run, one row each."""

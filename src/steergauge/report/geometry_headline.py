@@ -1,0 +1,134 @@
+"""The geometry page's first sentences: what the output can see of this vector."""
+
+from collections.abc import Mapping
+
+from steergauge.audits.finding import Finding, Verdict
+from steergauge.report.equivalent import angle, shown
+from steergauge.report.grid import known, measured
+from steergauge.report.sections import numbers, value
+from steergauge.report.words import interval, padded, percent, plain
+
+MOST = 4
+"""As many sentences as the page begins with."""
+
+Findings = Mapping[str, Finding]
+
+
+def headline(findings: Findings) -> list[str]:
+    """At most four sentences, none of which goes beyond the verdicts."""
+    checks = findings.get("plumbing")
+    if checks and checks.verdict is Verdict.FAIL:
+        return [
+            "A plumbing check failed on this model, so the numbers below do not "
+            "describe this vector."
+        ]
+    warning = _theory(findings)
+    told = [
+        sentence
+        for make in (_equivalent, _placement, _spectrum, _nulls)
+        if (sentence := make(findings))
+    ]
+    kept = told[: MOST - 1] if warning else told[:MOST]
+    made = [*kept, *([warning] if warning else [])]
+    return made or ["Nothing could be said of what the output sees of this vector."]
+
+
+def _equivalent(findings: Findings) -> str:
+    """What T10 found."""
+    finding = findings.get("alternative")
+    main = shown(finding.details) if finding else None
+    theta = angle(main) if main else None
+    if finding is None or main is None or theta is None:
+        return ""
+    budget = percent(value(finding.details, "budget") or 0.05)
+    if finding.verdict is Verdict.STRUCTURED:
+        return (
+            f"A vector {theta:.0f}° away from v, and no longer than v, writes the same "
+            f"texts within {budget} of v's effect; random vectors at that angle do not."
+        )
+    if finding.verdict is Verdict.GENERIC:
+        return (
+            f"A vector {theta:.0f}° away from v writes the same texts within {budget} "
+            "of v's effect, and so do random vectors at that angle: the output hardly "
+            "tells v's direction from others."
+        )
+    if finding.verdict is Verdict.IDENTIFIABLE:
+        return (
+            f"No vector further than {theta:.0f}° from v was found that writes the "
+            f"same texts within {budget} of v's effect; that is a limit of the search, "
+            "and no proof."
+        )
+    return ""
+
+
+def _placement(findings: Findings) -> str:
+    finding = findings.get("decomposition")
+    if finding is None or finding.estimate is None:
+        return ""
+    rho = finding.estimate
+    seen = f"{padded(rho.value)} times {interval(rho, 'ratio')}"
+    costs = f"A small step along v costs {seen} what one in a random direction costs"
+    if finding.verdict is Verdict.VISIBLE:
+        return f"{costs}: the output sees v better than chance."
+    if finding.verdict is Verdict.HIDDEN:
+        return f"{costs}: the output sees v worse than chance."
+    if finding.verdict is Verdict.INCONCLUSIVE:
+        return f"{costs}, which is no clear difference from chance."
+    return ""
+
+
+def _spectrum(findings: Findings) -> str:
+    finding = findings.get("spectrum")
+    if finding is None or finding.verdict is not Verdict.MEASURED:
+        return ""
+    details = finding.details
+    width, effective = len(numbers(details, "values")), details.get("erank")
+    if not width or not effective or not known(effective[0]):
+        return ""
+    seen = measured(effective, "ratio")
+    sentence = (
+        f"What the output sees of the stream's {width} dimensions is spread as over "
+        f"{seen.text} {seen.small} equal ones (entropy rank)"
+    )
+    equal = details.get("equivalent") or {}
+    counts, budgets = numbers(equal, "dimensions"), numbers(equal, "nats")
+    effect = value(details, "effect")
+    if counts and budgets and effect:
+        share = percent(budgets[0] / effect)
+        sentence += (
+            f", and along {plain(counts[0], 6)} of its directions a step as long as "
+            f"v's would cost at most {share} of what v costs"
+        )
+    return f"{sentence}."
+
+
+def _nulls(findings: Findings) -> str:
+    finding = findings.get("saturation")
+    if finding is None or finding.estimate is None:
+        return ""
+    dim = finding.estimate.value
+    texts = max(numbers(finding.details, "num"), default=None)
+    over = "the texts" if texts is None else f"{texts:g} texts"
+    if finding.verdict is Verdict.FULL:
+        return f"No direction is unseen by all of {over}."
+    if finding.verdict is Verdict.SHARED_NULL:
+        return f"{dim:g} of the stream's dimensions are unseen by all of {over}."
+    if finding.verdict is Verdict.SHRINKING:
+        return (
+            f"{dim:g} of the stream's dimensions are unseen by all of {over}, and the "
+            "number still falls as texts are added."
+        )
+    return ""
+
+
+def _theory(findings: Findings) -> str:
+    """A warning where local numbers do not reach v's strength."""
+    finding = findings.get("linearity")
+    if finding is None or finding.verdict is not Verdict.NONLINEAR:
+        return ""
+    radius = value(finding.details, "radius")
+    reach = "" if radius is None else f", but to {plain(radius, 2)} times it"
+    return (
+        f"Second-order theory does not reach this strength{reach}: ranks and shares "
+        "below describe small steps, not v's full length."
+    )

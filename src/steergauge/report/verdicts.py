@@ -1,0 +1,97 @@
+"""Verdicts as a page shows them: a sign and a meaning for each, never colour alone."""
+
+from dataclasses import dataclass
+
+from steergauge.audits.finding import Verdict
+from steergauge.audits.logits import TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictWord:
+    """How a verdict is shown: never by colour alone."""
+
+    icon: str
+    meaning: str
+
+
+def verdict_style(verdict: str) -> str:
+    """The CSS class of a verdict: its first word.
+
+    >>> verdict_style(Verdict.EXPLAINED)
+    'explained'
+    """
+    return verdict.partition(" ")[0].lower()
+
+
+VERDICTS = {
+    Verdict.PASS: VerdictWord("✓", "A check came out as it must."),
+    Verdict.FAIL: VerdictWord("✕", "A check did not come out as it must."),
+    Verdict.EQUIVALENT: VerdictWord(
+        "=", "Shown to be the same, within a margin that was fixed beforehand."
+    ),
+    Verdict.DIFFERENT: VerdictWord(
+        "≠", "Shown not to be the same: the interval leaves no room for it."
+    ),
+    Verdict.INCONCLUSIVE: VerdictWord(
+        "?", "Neither could be shown with this many prompts. More might decide."
+    ),
+    Verdict.UNINFORMATIVE: VerdictWord(
+        "∅",
+        "A precondition failed, or the number is what noise alone gives: it carries "
+        "nothing here.",
+    ),
+    Verdict.EXPLAINED: VerdictWord(
+        "∠", f"T is 1 within {100 * TOLERANCE:.0f}\N{NO-BREAK SPACE}%."
+    ),
+    Verdict.NONLINEAR: VerdictWord(
+        "∿", "What is seen departs from what local theory predicts."
+    ),
+    Verdict.LOCAL: VerdictWord(
+        "∂",
+        "At the strength in use, second-order theory predicts the effect within its "
+        "tolerance.",
+    ),
+    Verdict.MEASURED: VerdictWord("#", "A measurement; no claim is judged."),
+    Verdict.EXACT_NULL: VerdictWord(
+        "0", "No step along it, however long, changes the output above rounding."
+    ),
+    Verdict.FIRST_ORDER_NULL: VerdictWord(
+        "⁴", "Small steps along it cost nothing to second order; long ones do."
+    ),
+    Verdict.EFFECTIVE_NULL: VerdictWord(
+        "≈", "A step of v's length along it costs less than the budget."
+    ),
+    Verdict.VISIBLE: VerdictWord("◉", "The output sees it."),
+    Verdict.HIDDEN: VerdictWord(
+        "◌", "The output sees it less than a random direction of its length."
+    ),
+    Verdict.SHARED_NULL: VerdictWord(
+        "∩", "Directions that no text of the sample sees, told apart by a clear gap."
+    ),
+    Verdict.SHRINKING: VerdictWord(
+        "↘", "The null space still becomes smaller as texts are added."
+    ),
+    Verdict.FULL: VerdictWord("●", "No direction is unseen by all texts."),
+    Verdict.STRUCTURED: VerdictWord(
+        "⇄",
+        "A very different vector does what v does, and a random one at that angle "
+        "does not.",
+    ),
+    Verdict.GENERIC: VerdictWord(
+        "∀", "Even random vectors at a wide angle from v do what v does."
+    ),
+    Verdict.IDENTIFIABLE: VerdictWord(
+        "⊂",
+        "The search found nothing beyond this angle that does what v does. That is "
+        "no proof that there is nothing.",
+    ),
+    Verdict.ONE_CLASS: VerdictWord(
+        "1", "All methods' vectors do the same within the threshold."
+    ),
+    Verdict.SEVERAL: VerdictWord(
+        "⋮", "The methods' vectors fall into several classes of like effect."
+    ),
+}
+
+GEOMETRY_VERDICTS = tuple(VERDICTS)[list(VERDICTS).index(Verdict.NONLINEAR) :]
+"""What only the audits of geometry say, and NONLINEAR, which T5 says too."""

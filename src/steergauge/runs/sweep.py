@@ -1,0 +1,109 @@
+"""The same run at many layers, each in a folder of its own, with what they can share.
+
+What flows back from the logits to block l passes every block above l on its way: the
+Fisher matrices of all layers cost what that of the lowest one costs. They are made
+before the runs, which find them in their stores; any of it may be stopped and goes on.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from steergauge.geometry import survey
+from steergauge.jacobian import widened
+from steergauge.runs import arms, plan
+from steergauge.runs.execute import Run, audit
+from steergauge.runs.geometry import Geometry, part_name, rows_of
+from steergauge.runs.spec import Spec
+from steergauge.runs.stages import Named, Progress, Silent, Stages
+from steergauge.runs.store import Store
+from steergauge.split import LanguageModel
+
+
+def audit_layers(
+    lm: LanguageModel,
+    specs: Mapping[str, Spec],
+    *,
+    out: str | Path,
+    progress: Progress | None = None,
+) -> dict[str, Run]:
+    """One audit a layer, in folders `layer-NN` under `out`.
+
+    The same call resumes what was stopped. `write_report(out)` then draws what was
+    found over depth.
+
+    Args:
+        lm: the model.
+        specs: by the name of the folder, from `layer_specs`.
+        out: the folder of folders.
+        progress: told how far the work is, and how much of the sweep is left.
+
+    Raises:
+        SteergaugeError: whatever is wrong with what was given.
+    """
+    told, folder = progress or Silent(), Path(out)
+    for spec in specs.values():
+        plan.gather(lm, spec)  # What can be refused is refused before the first run.
+    if all(spec.wants_geometry for spec in specs.values()):
+        _share(lm, specs, folder, told)
+    runs, start = {}, time.monotonic()
+    for done, (name, own) in enumerate(specs.items()):
+        label = f"{name} ({done + 1} of {len(specs)}{_left(start, done, len(specs))})"
+        runs[name] = audit(lm, out=folder / name, spec=own, progress=Named(told, label))
+    return runs
+
+
+def _left(start: float, done: int, num: int) -> str:
+    """How long the rest of the sweep will take, once a layer is done."""
+    if not done:
+        return ""
+    minutes = (time.monotonic() - start) / done * (num - done) / 60
+    return f", about {max(1, round(minutes))} min left"
+
+
+def _share(
+    lm: LanguageModel, specs: Mapping[str, Spec], folder: Path, progress: Progress
+) -> None:
+    """F_x of all layers from one pass a text, into the stores of their runs."""
+    shapes = [
+        _opened(lm, spec, folder / name, progress) for name, spec in specs.items()
+    ]
+    stores = [shape.stages.store for shape in shapes]
+    rows = rows_of(shapes[0].continuations("unsteered", fit=True, whole=False))
+    parts = [
+        (part_name("unsteered", k), [rows[i] for i in texts])
+        for k, texts in enumerate(survey.parts_of(len(rows)))
+    ]
+    missing = [
+        (name, own)
+        for name, own in parts
+        if not all(store.has_arrays(name) for store in stores)
+    ]
+    if not missing:
+        return
+    wide = widened(lm)
+    label = f"Fisher matrices of {len(specs)} layers"
+    progress.begin(label, sum(len(own) for _, own in missing))
+    for name, own in missing:
+        found = survey.layers_surveyed(
+            wide,
+            own,
+            [shape.unit for shape in shapes],
+            shifts=[shape.shift for shape in shapes],
+            temperature=shapes[0].stages.spec.temperature,
+        )
+        for store, part in zip(stores, found, strict=True):
+            store.arrays(name, lambda p=part: p)
+        progress.advance(len(own))
+
+
+def _opened(
+    lm: LanguageModel, spec: Spec, folder: Path, progress: Progress
+) -> Geometry:
+    """The run's folder with its vector; unsteered texts need neither alpha nor norm."""
+    inputs = plan.gather(lm, spec)
+    store = Store(folder)
+    store.open(inputs.spec, inputs.hashes(lm))
+    vector = arms.extract_or_load(lm, inputs, store)
+    stages = Stages(lm, inputs, store, Named(progress, folder.name))
+    return Geometry(stages, vector, alpha=1.0, median_norm=1.0)
