@@ -406,7 +406,8 @@ def audit(
         "num_perpendicular": num_perpendicular, "max_new_tokens": max_new_tokens,
         "geometry_prompts": geometry_prompts, "geometry_tokens": geometry_tokens,
         "method": method, "layer": layer, "batch_size": batch_size,
-        "position": position, "scope": scope, "chat": chat, "revision": revision, "dtype": dtype,
+        "position": position, "scope": scope, "chat": chat,
+        "revision": revision, "dtype": dtype,
         "seed": seed, "trust_remote_code": trust_remote_code or None,
         "other_model": other_model or None,
         "published_code": published_code or None,
@@ -475,7 +476,7 @@ def demo(
 ) -> None:
     """Extract, steer, audit and report on the built-in model: about two minutes."""
     from steergauge import generation, intervention, prompts
-    from steergauge.extraction.mean_difference import extract as extracted
+    from steergauge.extraction.methods import extract as extracted
     from steergauge.runs.spec import spec_from
     from steergauge.vector import load_vector
 

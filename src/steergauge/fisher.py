@@ -125,7 +125,7 @@ def precision_floor(lm: LanguageModel, row: Row, *, shift: Shift) -> float:
     The larger of ||J - J*|| / ||J|| and ||A - A*|| / ||A||, in the spectral norm, with
     J* from a copy of the model in float64; for a model that does not run in it, has it
     already, or is too large, J* is that of the other mode without a cache. Never
-    below the unit of rounding.
+    below the unit of rounding, nor below what eigenvalues in float64 can tell.
     """
     lm = widened(lm)
     own = suffix_jacobian(lm, row, shift=shift)
@@ -133,7 +133,8 @@ def precision_floor(lm: LanguageModel, row: Row, *, shift: Shift) -> float:
     error = replace(own, matrices=again.matrices - own.matrices)
     in_sum = _top(_gram(error)) / _top(_gram(own))
     in_metric = _top(error.fisher()) / _top(own.fisher())
-    return max(math.sqrt(max(in_sum, in_metric)), torch.finfo(lm.dtype).eps)
+    least = max(torch.finfo(lm.dtype).eps, linalg.resolution(lm.d_model))
+    return max(math.sqrt(max(in_sum, in_metric)), least)
 
 
 def _mean(

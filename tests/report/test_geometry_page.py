@@ -46,8 +46,15 @@ def hostile() -> Findings:
     return found
 
 
+def unverified() -> Finding:
+    """T10 without a candidate that was verified."""
+    found = made.alternative(Verdict.INCONCLUSIVE)
+    tried = [one | {"verified": False} for one in found.details["candidates"]]
+    return replace(found, details={**found.details, "candidates": tried})
+
+
 def layers() -> list[tuple[int, dict[str, Any], Findings]]:
-    """Three layers, the last of which lacks two audits, in no order."""
+    """Three layers in no order: one lacks two audits, one verified nothing."""
     swept = []
     for layer, rho in ((12, 0.5), (2, 6.0), (7, 2.0)):
         found = made.whole()
@@ -55,6 +62,8 @@ def layers() -> list[tuple[int, dict[str, Any], Findings]]:
         found["decomposition"] = replace(found["decomposition"], estimate=seen)
         if layer == 12:
             del found["alternative"], found["saturation"]
+        if layer == 7:
+            found["alternative"] = unverified()
         swept.append((layer, made.FACTS | {"layer": layer}, found))
     return swept
 
@@ -255,9 +264,7 @@ def test_the_drawn_angle_is_the_angle_between_the_vectors(cosine) -> None:
 
 
 def test_what_was_not_verified_is_not_drawn_as_if_it_were() -> None:
-    details = dict(made.alternative().details)
-    details["candidates"] = [one | {"verified": False} for one in details["candidates"]]
-    found = replace(made.alternative(Verdict.INCONCLUSIVE), details=details)
+    found = unverified()
     page = render(made.FACTS, {found.key: found}, [])
     assert "which was not verified" in page
     assert [row[-1] for row in table(page, "Candidates")[2:]] == ["✕ no"] * 3
@@ -334,6 +341,7 @@ def test_the_depth_page_links_each_layer_and_leaves_out_what_is_not_there(
     heads = rows[0]
     angle, null = heads.index("angle"), heads.index("null dimension")
     assert rows[1][angle].endswith("65°")
+    assert rows[2][angle].split()[-2:] == ["INCONCLUSIVE", UNKNOWN.text]
     assert rows[3][angle] == rows[3][null] == UNKNOWN.text
     text = plain_text(tree(page))
     assert "(layer 12) to 6.00" in text
@@ -346,7 +354,7 @@ def test_the_depth_page_links_each_layer_and_leaves_out_what_is_not_there(
         len(re.findall("<title>", figure))
         for figure in figures
     }  # fmt: skip
-    assert dots["Widest verified angle"] == dots["Null dimension"] == 2
+    assert (dots["Widest verified angle"], dots["Null dimension"]) == (1, 2)
     assert dots["Radius of linearisation"] == 3
 
 

@@ -17,7 +17,7 @@ from steergauge.errors import (
     NoSuchFile,
     ShapeMismatch,
 )
-from steergauge.extraction.mean_difference import extract
+from steergauge.extraction.methods import extract
 from steergauge.intervention import Scope
 from steergauge.prompts import TRAITS, environment, read_pairs, trait
 from steergauge.runs import arms, plan

@@ -46,7 +46,8 @@ class Candidate:
         budget: share of v's effect that it may cost.
         cosine_planned: with v, at the optimum of the quadratic model.
         cosine: with v, after backing off on the validation prompts.
-        shrink: how far it was backed off; 1 if not at all.
+        shrink: share of its budget by the Fisher matrix that was kept when it was
+            backed off; 1 if all.
         norm: ||v'|| / ||v||.
         predicted: nats by the Fisher matrix that it was made with.
         validation: nats on the validation prompts.

@@ -67,13 +67,8 @@ class Blocks:
 
     @property
     def smallest(self) -> float:
-        """Smallest sigma / sigma_1 that rounding could make, also that of eigenvalues.
-
-        A lambda is known to d units of rounding of lambda_1, so a sigma to the root of
-        that: even float64 does not resolve what is smaller.
-        """
-        rounding = np.finfo(np.float64).eps * self.width
-        return max(self.floor, float(np.sqrt(rounding)))
+        """Smallest sigma / sigma_1 that rounding could not make."""
+        return max(self.floor, linalg.resolution(self.width))
 
     def null_dims(self, num: int) -> Int[np.ndarray, " _"]:
         """Null dimensions of each block of `num` texts."""

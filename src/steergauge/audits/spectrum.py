@@ -85,13 +85,8 @@ class Spectra:
 
     @property
     def smallest(self) -> float:
-        """Smallest sigma / sigma_1 that rounding could make, also that of eigenvalues.
-
-        A lambda is known to d units of rounding of lambda_1, so a sigma to the root of
-        that: even float64 does not resolve what is smaller.
-        """
-        rounding = np.finfo(np.float64).eps * len(self.values)
-        return max(self.floor, float(np.sqrt(rounding)))
+        """Smallest sigma / sigma_1 that rounding could not make."""
+        return max(self.floor, linalg.resolution(len(self.values)))
 
     @property
     def blind(self) -> float:

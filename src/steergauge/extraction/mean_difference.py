@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from steergauge.activations import Position, Reader, length_sorted
+from steergauge.activations import Reader, length_sorted
 from steergauge.errors import BadPairs
 from steergauge.extraction.provenance import provenance_of
 from steergauge.prompts import ContrastPair
@@ -86,31 +86,3 @@ def mean_difference(
         ),
     )
     return Extraction(vector, moments)
-
-
-def extract(
-    lm: LanguageModel,
-    pairs: Sequence[ContrastPair],
-    *,
-    layer: int | None = None,
-    position: str = "last",
-    chat: bool | None = None,
-    seed: int = 0,
-) -> SteeringVector:
-    """The steering vector of `pairs` by mean difference.
-
-    Args:
-        lm: the model.
-        pairs: contrast pairs.
-        layer: block whose output is read; None means the middle one.
-        position: which token stands for a text: last, response-mean or index:K.
-        chat: through the chat template; None means if there is one.
-        seed: recorded as the seed of the pairs' selection.
-
-    Raises:
-        BadPairs: there are none, or they lack the position that is read.
-        LayerOutOfRange: the model has no such block.
-    """
-    chosen = lm.num_layers // 2 if layer is None else layer
-    reader = Reader(chosen, Position(position), chat)
-    return mean_difference(lm, pairs, reader, seed=seed).vector

@@ -37,7 +37,8 @@ Part = dict[str, np.ndarray]
 """Plain arrays: `total` (d, d), `count` (1,), `trace` (texts,), `gain` (texts,
 directions), `weakest` (blocks, d) and `block_n` (blocks, d) for every size n."""
 
-Values = Float[np.ndarray, "blocks d_model"]
+Values = Float[np.ndarray, "_ d_model"]
+"""A row a block, of any number."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import jinja2
 from steergauge.audits.finding import Finding
 from steergauge.report import probe, words
 from steergauge.report.cases import has_experiments
+from steergauge.report.geometry import has_geometry
 from steergauge.report.glossary import limits
 from steergauge.report.headline import headline, trait_name
 
@@ -46,6 +47,7 @@ def render(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
         findings=findings,
         limits=limits(facts),
         paper=has_experiments(findings),
+        geometry=has_geometry(findings),
     )
 
 

@@ -4,6 +4,7 @@ A folder is a run, or it holds runs: subfolders with `findings.json` are finishe
 those with `run.toml` alone were begun.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from steergauge.runs.store import Store
 
 PAPER_AUDITS = ("replication", "scale", "logits", "environments", "reliability")
 """Audits that only the experiments of arXiv 2602.06801 ask for."""
+
+BEHAVIOUR = ("manipulation", "equivalence", "divergence", *PAPER_AUDITS)
+"""Audits of what v does to texts."""
 
 TURNED, ALONE = "v turned", "v_perp alone"
 EVERYWHERE = "environments[v + v_perp in every environment]"
@@ -76,6 +80,22 @@ class Folder:
 def has_experiments(findings: Mapping[str, Finding]) -> bool:
     """Whether any of the paper's experiments was run."""
     return any(finding.audit in PAPER_AUDITS for finding in findings.values())
+
+
+def has_behaviour(findings: Mapping[str, Finding]) -> bool:
+    """Whether any audit of what v does to texts was run."""
+    return any(finding.audit in BEHAVIOUR for finding in findings.values())
+
+
+def layers_of(
+    runs: tuple[Path, ...],
+) -> list[tuple[int, Mapping[str, Any], Mapping[str, Finding]]]:
+    """The runs of a sweep, each with its layer; none if these are no sweep."""
+    if len(runs) < 2 or not all(re.fullmatch(r"layer-\d+", run.name) for run in runs):
+        return []
+    stores = [Store(run) for run in runs]
+    found = [(store.facts(), store.findings()) for store in stores]
+    return [(facts["layer"], facts, findings) for facts, findings in found]
 
 
 def is_run(folder: Path) -> bool:

@@ -227,7 +227,7 @@ def _table(details: Details, tried: Sequence[Record]) -> list[Grid]:
 
 def _cells(one: Record) -> tuple[Cell, ...]:
     back = one.get("shrink")
-    small = f"{percent(back)} of the way" if known(back) and back != 1 else ""
+    small = f"{percent(back)} of that budget" if known(back) and back != 1 else ""
     after = cosine(one.get("cosine"))
     if after != UNKNOWN:
         after = Cell(after.text, small)

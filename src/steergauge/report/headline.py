@@ -5,6 +5,7 @@ from typing import Any
 
 from steergauge.audits.finding import Finding, Verdict
 from steergauge.audits.manipulation import MINIMUM_LIFT
+from steergauge.report.geometry_headline import headline as geometry_headline
 from steergauge.report.words import interval, padded, percent, signed, typeset
 from steergauge.statistics import Estimate
 
@@ -19,6 +20,8 @@ def headline(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
             "A plumbing check failed on this model, so the numbers below do not "
             "describe this vector."
         )
+    if check is None and "divergence" not in findings and geometry_headline(findings):
+        return " ".join(geometry_headline(findings)[:2])
     if check is None:
         return _texts_only(findings, "This run did not ask whether the trait moves")
     if check.estimate is None:

@@ -23,7 +23,13 @@ _KINDS = {
     "judge": "rating by a language model that is asked",
     "function": "a function that was given",
 }
-METHODS = {"mean_difference": "mean difference of the streams of the pairs"}
+METHODS = {
+    "mean_difference": "mean difference of the streams of the pairs",
+    "median_difference": "median difference of the pairs, coordinate by coordinate",
+    "principal_component": "first principal component of the pairs' differences",
+    "logistic": "logistic regression of the two sides",
+    "discriminant": "linear discriminant with a shrunk covariance",
+}
 
 
 @dataclass(frozen=True, slots=True)

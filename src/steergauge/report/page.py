@@ -1,9 +1,10 @@
 """report.html: the store's contents in a reader's order, as one file without network.
 
 Verdict first; then numbers, dose curve, texts, method, glossary. paper.html beside it
-lays the experiments of arXiv 2602.06801 out as the paper does. A page has no
-script and forbids itself to load anything (Content-Security-Policy), so not even a
-mistake in escaping could run what a model wrote.
+lays the experiments of arXiv 2602.06801 out as the paper does, geometry.html says what
+the output can see of v, and, for the runs of a sweep, how that goes over depth. A page
+has no script and forbids itself to load anything (Content-Security-Policy), so not
+even a mistake in escaping could run what a model wrote.
 """
 
 from collections.abc import Mapping
@@ -12,18 +13,28 @@ from pathlib import Path
 from typing import Any
 
 from steergauge.audits.finding import Finding, Verdict
-from steergauge.report import card, cases, forest, method, paper, samples, words
+from steergauge.report import (
+    card,
+    cases,
+    depth,
+    forest,
+    geometry,
+    method,
+    paper,
+    samples,
+    words,
+)
 from steergauge.report.dose import dose_panels
 from steergauge.report.glossary import glossary, limits
 from steergauge.report.headline import headline, subline, trait_name
 from steergauge.report.lifts import lifts
 from steergauge.report.templating import environment, utf8
+from steergauge.report.verdicts import vocabulary
 from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Store, write_text
 
 _NAMES: dict[str, Any] = {
     "words": words,
-    "verdicts": words.VERDICTS,
     "Verdict": Verdict,
     "len": len,
     "span": method.span,
@@ -42,8 +53,9 @@ class Comparison:
 def write_report(folder: str | Path) -> Path:
     """Write the pages of a finished run, or of every run in a folder; the path of one.
 
-    A run gets report.html and card.md, and paper.html if it made any of the paper's
-    experiments. A folder of runs gets one paper.html of all of them besides.
+    A run gets report.html and card.md, paper.html if it made any of the paper's
+    experiments, and geometry.html if it asked what the output sees. A folder of runs
+    gets one paper.html of all of them besides, a sweep over layers one geometry.html.
 
     Raises:
         StoreError: the folder holds no finished run.
@@ -67,12 +79,22 @@ def _write_one(store: Store) -> Path:
         write_text(store.folder / "paper.html", utf8(text))
     path = store.folder / "report.html"
     write_text(path, utf8(page))
+    if geometry.has_geometry(findings):
+        text = geometry.render(facts, findings, store.generations())
+        write_text(store.folder / "geometry.html", utf8(text))
+        return path if cases.has_behaviour(findings) else store.folder / "geometry.html"
     return path
 
 
 def _write_all(top: Path, found: cases.Folder) -> Path:
     for run in found.runs:
         _write_one(Store(run))
+    layers = cases.layers_of(found.runs)
+    if layers and all(geometry.has_geometry(findings) for _, _, findings in layers):
+        path = top / "geometry.html"
+        write_text(path, utf8(depth.render_depth(layers)))
+        if not any(cases.has_behaviour(findings) for _, _, findings in layers):
+            return path
     path = top / "paper.html"
     write_text(path, utf8(paper.render(cases.several(found.runs), found.missing)))
     return path
@@ -93,6 +115,7 @@ def render(
     counted = (probe.get("high_words", []), probe.get("low_words", []))
     return environment().get_template("report.html.j2").render(
         _NAMES,
+        verdicts=vocabulary(findings.values()),
         headline=headline(findings, facts),
         subline=subline(findings),
         trait=trait_name(facts),
@@ -115,6 +138,7 @@ def render(
         arm_families=method.arm_families(facts),
         glossary=glossary(findings),
         experiments=_experiments(findings),
+        geometry=[f for f in findings.values() if f.audit in geometry.MAKERS],
         limits=limits(facts),
         spec=spec,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from steergauge.report.shifts import table_2
 from steergauge.report.slopes import steerability
 from steergauge.report.strengths import figure_3
 from steergauge.report.templating import environment
+from steergauge.report.verdicts import vocabulary
 from steergauge.report.words import PERP
 
 _WITHOUT_PROBE = ("table-3",)
@@ -94,7 +95,9 @@ def render(cases: Sequence[Case], missing: Sequence[str] = ()) -> str:
     page = environment().get_template("paper.html.j2")
     return page.render(
         words=words,
-        verdicts=words.VERDICTS,
+        verdicts=vocabulary(
+            finding for case in cases for finding in case.findings.values()
+        ),
         Verdict=Verdict,
         len=len,
         cases=rows,

@@ -1,8 +1,9 @@
 """Verdicts as a page shows them: a sign and a meaning for each, never colour alone."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from steergauge.audits.finding import Verdict
+from steergauge.audits.finding import Finding, Verdict
 from steergauge.audits.logits import TOLERANCE
 
 
@@ -95,3 +96,14 @@ VERDICTS = {
 
 GEOMETRY_VERDICTS = tuple(VERDICTS)[list(VERDICTS).index(Verdict.NONLINEAR) :]
 """What only the audits of geometry say, and NONLINEAR, which T5 says too."""
+
+_ELSEWHERE = {*VERDICTS} - {*GEOMETRY_VERDICTS} | {Verdict.NONLINEAR}
+
+
+def vocabulary(findings: Iterable[Finding]) -> dict[Verdict, VerdictWord]:
+    """The verdicts that a page on these findings explains.
+
+    Those of the geometry are left out unless one of the findings has them.
+    """
+    shown = _ELSEWHERE | {finding.verdict for finding in findings}
+    return {verdict: word for verdict, word in VERDICTS.items() if verdict in shown}

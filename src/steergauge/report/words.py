@@ -87,6 +87,7 @@ _ARMS = {
     ),
 }
 _SUBJECTS = {
+    "v most different": f"v{_PRIME}, the most different equivalent,",
     "v_perp alone": f"{PERP} alone",
     "v turned": "v turned",
     "every alpha": f"v + {PERP} at every {_ALPHA}",

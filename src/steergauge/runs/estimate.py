@@ -16,6 +16,7 @@ matrix that is only looked up), L blocks, layer l, V = d_vocab and b bytes a num
     FLOPs        2 M x (tokens + prefilled tokens + scored tokens x share), share 1 for
                  a whole pass and 1 - (l + 1) / L for upper blocks only; attention over
                  contexts as short as these adds less than a tenth and is left out
+                 the geometry adds its own: see `geometry_cost`
     weights      parameters x b
     cache        2 L x KV heads x head width x T x rows x b; rows is batch_size, or all
                  rows of a cell if they are fewer
@@ -45,6 +46,7 @@ from steergauge.loading import BUILTIN
 from steergauge.prompts import TRAITS
 from steergauge.runs import plan
 from steergauge.runs.arms import ALPHAS, FEW, FEWEST, NUM_GAINS
+from steergauge.runs.geometry_cost import geometry_flops, geometry_texts
 from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, Inputs
 from steergauge.runs.spec import Spec
 from steergauge.runs.stages import NUM_RANDOM_SCORED
@@ -189,14 +191,21 @@ def _costed(
     tokens = num_texts * spec.max_new_tokens
     prefilled = prompt * sum(_num_prefills(spec, stage) for stage in stages)
     through = tokens + prefilled + sum(num * share for num, share in passes)
-    flops = 2.0 * size.num_multiplied * through
+    a_token = 2.0 * size.num_multiplied
+    flops = a_token * through + geometry_flops(
+        inputs,
+        above=a_token * (1 - (layer + 1) / size.num_layers),
+        prompt=prompt,
+        d_model=size.d_model,
+        d_vocab=size.d_vocab,
+    )
     rows = max(_rows_at_once(spec, stage) for stage in stages)
     efficiency = EFFICIENCY.get(device.partition(":")[0], EFFICIENCY["cuda"])
     return Forecast(
         model=spec.model,
         layer=layer,
         size=size,
-        num_test_arms=stages[1].num_arms,
+        num_test_arms=_num_test_arms(inputs, layer),
         num_generations=num_texts,
         num_tokens_generated=tokens,
         num_tokens_scored=sum(num for num, _ in passes),
@@ -301,18 +310,15 @@ def _layer(spec: Spec, inputs: Inputs, size: ModelSize) -> int:
 
 
 def _stages(inputs: Inputs, layer: int) -> list[_Stage]:
-    """The dose curve, the test, and the test in each environment."""
+    """The test, the dose curve, the geometry's texts, and each environment's test."""
     spec = inputs.spec
-    test_arms = num_test_arms(
-        spec,
-        num_other_traits=_num_other_traits(inputs),
-        num_against=len(inputs.rivals),
-        has_code_variant=bool(spec.published_code and inputs.pairs and layer),
-    )
-    stages = [
-        _Stage(len(inputs.dose_prompts), NUM_DOSE_ARMS, spec.samples),
-        _Stage(len(inputs.test_prompts), test_arms, spec.samples),
-    ]
+    drawn, added = geometry_texts(inputs)
+    tested = _num_test_arms(inputs, layer) + added
+    stages = [_Stage(len(inputs.test_prompts), tested, spec.samples)]
+    if spec.behaves or spec.alpha is None:
+        stages.append(_Stage(len(inputs.dose_prompts), NUM_DOSE_ARMS, spec.samples))
+    if drawn:
+        stages.append(_Stage(drawn // 2, 2, 1))
     if "environments" not in spec.audits:
         return stages
     n, others = min(FEWEST, spec.num_perpendicular), inputs.environment_pairs
@@ -321,6 +327,19 @@ def _stages(inputs: Inputs, layer: int) -> list[_Stage]:
         arms = 1 + (1 + len(others)) * (1 + n) + (1 + (name in others)) * n
         stages.append(_Stage(len(prompts), arms, spec.environment_samples))
     return stages
+
+
+def _num_test_arms(inputs: Inputs, layer: int) -> int:
+    """Conditions of the test but for what the geometry adds."""
+    spec = inputs.spec
+    if not spec.behaves:
+        return 2
+    return num_test_arms(
+        spec,
+        num_other_traits=_num_other_traits(inputs),
+        num_against=len(inputs.rivals),
+        has_code_variant=bool(spec.published_code and inputs.pairs and layer),
+    )
 
 
 def _num_other_traits(inputs: Inputs) -> int:
@@ -342,6 +361,8 @@ def _passes(inputs: Inputs, layer: int, num_layers: int) -> list[tuple[int, floa
     named = 1 + _num_other_traits(inputs) + len(inputs.rivals)  # 1 is minus v.
     vectors = named + turned + 2 * spec.num_perpendicular
     held = vectors + min(NUM_RANDOM_SCORED, random)
+    if not spec.behaves:
+        return [(own, 1.0), (20 * own, above)]
     passes = [(3 * dose, 1.0), (5 * own, 1.0), (held * own, above)]
     if "logits" in spec.audits:
         at_prompts = len(inputs.test_prompts) * prompt
