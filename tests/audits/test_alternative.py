@@ -81,8 +81,17 @@ def searched(model: Softmax, v: np.ndarray, *budgets: float, **more) -> Alternat
                 control=np.stack([model.nats(test, v, one) for one in controls]),
             )
         )
+    across = [rng_across(v, s) for s in range(DRAWS)]
+    more["added"] = np.stack([model.nats(test, v, v + one) for one in across])
     rho = float(v @ matrix.numpy() @ v / (v @ v) / (np.trace(matrix.numpy()) / len(v)))
     return Alternatives(candidates, effect, FLOOR, rho, Verdict.PASS, **more)
+
+
+def rng_across(v: np.ndarray, seed: int) -> np.ndarray:
+    """A random vector across v of its length."""
+    drawn = np.random.default_rng([11, seed]).standard_normal(len(v))
+    drawn -= (drawn @ v) / (v @ v) * v
+    return drawn * np.linalg.norm(v) / np.linalg.norm(drawn)
 
 
 def half_null(*, seed: int = 0, width: int = 16) -> tuple[Softmax, np.ndarray]:
@@ -171,6 +180,7 @@ def made(
     seed=0,
     floor=FLOOR,
     rho=1.0,
+    addition=None,
     **more,
 ) -> Alternatives:
     """Tables of nats around planted shares of an effect, each prompt with its own."""
@@ -199,6 +209,7 @@ def made(
         effect=drawn(num),
         floor=floor,
         rho=rho,
+        added=None if addition is None else addition * drawn(draws, num),
         **{"manipulation": Verdict.PASS} | more,
     )
 
@@ -211,10 +222,12 @@ def made(
         ({"controls": (0.02,)}, Verdict.GENERIC),
         # A control at the budget says neither.
         ({"controls": (0.05,)}, Verdict.INCONCLUSIVE),
-        # One that passes near v is no news, unless rho says that it would anywhere.
+        # One that passes near v is no news; random additions of v's length are.
         ({"cosines": (0.9,), "controls": (0.02,)}, Verdict.IDENTIFIABLE),
-        ({"cosines": (0.9,), "controls": (0.02,), "rho": 30.0}, Verdict.GENERIC),
-        ({"cosines": (0.9,), "controls": (0.3,), "rho": 30.0}, Verdict.IDENTIFIABLE),
+        ({"cosines": (0.9,), "addition": 0.02}, Verdict.GENERIC),
+        ({"cosines": (0.9,), "addition": 0.3}, Verdict.IDENTIFIABLE),
+        ({"costs": (0.2,), "addition": 0.02}, Verdict.GENERIC),
+        ({"addition": 0.02}, Verdict.STRUCTURED),
         # Not verified: at the budget nothing is said, beyond it the angle is excluded.
         ({"costs": (0.05,)}, Verdict.INCONCLUSIVE),
         ({"costs": (0.2,)}, Verdict.IDENTIFIABLE),

@@ -237,3 +237,27 @@ def test_an_interval_that_leaves_everything_open_is_inconclusive():
     assert found.estimate.low < 1 < found.estimate.high
     assert found.verdict is Verdict.INCONCLUSIVE
     assert "could not be told" in found.reasons[1]
+
+
+def test_a_null_space_that_matters_shows_in_r_soft_and_in_no_other_ratio():
+    rng = np.random.default_rng(4)
+    d, hidden = 24, 8
+    # Half of the logits' weight on v; the last directions are seen by nothing.
+    weights = rng.standard_normal((60, d)) * np.where(np.arange(d) < d - hidden, 1, 0)
+    v = np.concatenate([rng.standard_normal(d - hidden), np.zeros(hidden)])
+    seen = distances(weights, v)
+    units = np.zeros((5, d))
+    units[:, -hidden:] = random_units(rng, 5, hidden)
+
+    def moved(directions):
+        rise = np.linalg.norm(v) * directions @ weights.T
+        return np.repeat(np.linalg.norm(rise, axis=1)[:, None], PROMPTS, axis=1)
+
+    found = logits(dataclasses.replace(seen, soft=moved(units))).details
+    assert found["ratio_soft"][2] < 1e-6
+    assert found["ratio_matched"][0] > 0.9
+    # A "null space" of random directions is none.
+    none = logits(dataclasses.replace(seen, soft=moved(random_units(rng, 40, d))))
+    assert none.details["ratio_soft"][1] < 1.1
+    assert none.details["ratio_soft"][2] > 0.9
+    assert "ratio_soft" not in logits(seen).details

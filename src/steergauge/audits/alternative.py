@@ -12,8 +12,9 @@ rho = rho_F the cost of v over that of a random direction, they cost ::
     (1 - cos)^2 + (1 - cos^2) / rho       of what v does,   2 (1 - cos) at rho = 1
 
 If they fail where v' passes, the freedom has a *structure*: certain directions do
-nothing. If they pass as well it is *generic*: any direction would do. That the search
-found no v' at a larger angle is no proof that there is none.
+nothing. It is *generic* if any direction would do: if random vectors across v of its
+length, added to v, stay within the budget, which costs 1 / rho of v's effect by the
+quadratic. That the search found no v' at a larger angle is no proof that there is none.
 """
 
 import math
@@ -85,6 +86,8 @@ class Alternatives:
         budget: the one that the verdict is about.
         radius: up to which length the quadratic model holds, in multiples of
             ||alpha v||; None if unknown.
+        added: K(v || v + r) of random vectors r across v of its length, a row each;
+            None if there are none.
     """
 
     candidates: Sequence[Candidate]
@@ -94,6 +97,7 @@ class Alternatives:
     manipulation: Verdict | None = None
     budget: float = RELATIVE_BUDGET
     radius: float | None = None
+    added: Float[np.ndarray, "_ prompts"] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,8 @@ def alternative(seen: Alternatives, *, seed: int = 0) -> Finding:
     main = max(small, key=lambda one: one.candidate.budget, default=None)
     verified = [one for one in small if one.verified]
     best = min(verified, key=lambda one: one.candidate.cosine, default=None)
-    verdict, reasons = _judge(seen, effect, small, best)
+    added = _added(seen, effect, seed)
+    verdict, reasons = _judge(seen, effect, small, best, added)
     shown = best or main
     expected = _expected(shown, seen.rho)
     return Finding(
@@ -192,6 +197,7 @@ def alternative(seen: Alternatives, *, seed: int = 0) -> Finding:
             "best": best
             and {"cosine": best.candidate.cosine, "angle_deg": best.candidate.angle},
             "generic_limit": 1 / seen.rho if seen.rho > 0 else None,
+            "added": _plain(added.nats) if added else None,
             "radius": seen.radius,
             "control_predicted": expected,
         },
@@ -230,11 +236,35 @@ def _judged(seen: Alternatives, seed: int) -> tuple[Estimate, list[_Judged]]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """What random additions to v cost, and whether that is surely within the budget."""
+
+    nats: Estimate
+    within: bool
+
+    @property
+    def told(self) -> str:
+        return (
+            "A random vector across v of v's length, added to v, costs "
+            f"{self.nats.value:.3g} [{self.nats.low:.3g}, {self.nats.high:.3g}] nats"
+        )
+
+
+def _added(seen: Alternatives, effect: Estimate, seed: int) -> _Added | None:
+    if seen.added is None or len(seen.added) < MINIMUM_DIRECTIONS:
+        return None
+    draws = two_way_bootstrap({"": seen.added}, seed=seed)[""]
+    nats = _not_negative(estimate(seen.added, draws))
+    return _Added(nats, within=nats.high <= seen.budget * effect.low)
+
+
 def _judge(
     seen: Alternatives,
     effect: Estimate,
     small: Sequence[_Judged],
     best: _Judged | None,
+    added: _Added | None,
 ) -> tuple[Verdict, list[str]]:
     precondition = _precondition(seen, effect)
     if precondition:
@@ -242,8 +272,15 @@ def _judge(
     if best is None:
         verdict, reasons = _nothing(small)
     else:
-        verdict, reason = _kind(best, seen)
+        verdict, reason = _kind(best)
         reasons = [_told(best), reason]
+    if added is not None and added.within and verdict is not Verdict.STRUCTURED:
+        verdict = Verdict.GENERIC
+        reasons = [
+            *reasons[: best is not None],
+            f"{added.told}, within the budget: any direction would do, up to 45 "
+            "degrees from v.",
+        ]
     num = len(seen.effect)
     if num < MINIMUM_PROMPTS and verdict is not Verdict.INCONCLUSIVE:
         reasons.append(
@@ -305,7 +342,7 @@ def _nothing(small: Sequence[_Judged]) -> tuple[Verdict, list[str]]:
     ]
 
 
-def _kind(best: _Judged, seen: Alternatives) -> tuple[Verdict, str]:
+def _kind(best: _Judged) -> tuple[Verdict, str]:
     """What a verified candidate says of v, by its angle and its control."""
     own, control = best.candidate, best.control
     random = (
@@ -313,7 +350,7 @@ def _kind(best: _Judged, seen: Alternatives) -> tuple[Verdict, str]:
         f"[{control.low:.3g}, {control.high:.3g}] nats"
     )
     far = own.cosine <= FAR
-    if best.control_passes and (far or seen.rho * seen.budget >= 1):
+    if far and best.control_passes:
         return Verdict.GENERIC, f"{random} and pass too: any direction would do."
     if far and best.control_fails:
         return Verdict.STRUCTURED, (

@@ -16,6 +16,11 @@ so R < 1 whenever rho > 1/d, for every v. T = R_rms^2 / R_null^2 says what is le
 explain; its null is 1. *R matched*, ||o(v) - o(v + v_perp)|| over ||o(v) - o(v + r)||
 with r random of the same norm, holds v's own effect on neither side. Its null is
 sqrt((d - rho) / (d - 1)), for r has a part along v: 1 unless v holds much of tr G.
+
+*R soft* has the same denominator, and in its numerator an addition within the soft
+null space of F_bar, where a step of v's length costs next to nothing to second order.
+If that null space matters at this strength, R soft is far below R matched; directions
+v_perp, which lie mostly outside of it, cannot tell.
 """
 
 from collections.abc import Mapping
@@ -60,6 +65,8 @@ class Distances:
         measures: per family of arms and measure (agreement, overlap, kl, js, tv, l2,
             l2_centred), each against v.
         d_model: width of the stream.
+        soft: ||o(v) - o(v + n)|| of random directions n of v's norm in the soft null
+            space of F_bar; None if it is empty or was not computed.
     """
 
     published_perp: Norms
@@ -71,6 +78,7 @@ class Distances:
     perp_gain: Norms
     measures: Mapping[str, Mapping[str, Norms]]
     d_model: int
+    soft: Norms | None = None
 
 
 def logits(seen: Distances, *, seed: int = 0) -> Finding:
@@ -87,6 +95,8 @@ def logits(seen: Distances, *, seed: int = 0) -> Finding:
         "gain": seen.gain,
         "perp_gain": seen.perp_gain,
     }
+    if seen.soft is not None:
+        tables["soft"] = seen.soft**2
     # Tables of equal shape get the same weights from the same seed: rows stay paired.
     draws = {
         name: two_way_bootstrap({"": table}, seed=seed)[""]
@@ -98,6 +108,7 @@ def logits(seen: Distances, *, seed: int = 0) -> Finding:
             float(formula(point, seen.d_model)[0]), formula(draws, seen.d_model)
         )
         for name, formula in _FORMULAS.items()
+        if name != "ratio_soft" or "soft" in tables
     }
     ratio = published.logit_ratio(
         seen.published_perp[: PUBLISHED[0]], seen.published_random[: PUBLISHED[1]]
@@ -161,12 +172,18 @@ def _matched(x: Mapping[str, Draws], d: int) -> Draws:
     return np.sqrt(_share(x["perp"], x["added"]))
 
 
+def _soft(x: Mapping[str, Draws], d: int) -> Draws:
+    del d
+    return np.sqrt(_share(x["soft"], x["added"]))
+
+
 _FORMULAS = {
     "ratio_rms": _ratio,
     "rho": _gain_ratio,
     "ratio_null": _null,
     "excess": _excess,
     "ratio_matched": _matched,
+    "ratio_soft": _soft,
 }
 
 
@@ -223,6 +240,13 @@ def _reasons(
         f"T = {excess.value:.2f} [{excess.low:.2f}, {excess.high:.2f}]: "
         + _CONCLUSIONS[_verdict(excess)],
     ]
+    if "ratio_soft" in numbers:
+        soft = numbers["ratio_soft"]
+        reasons.append(
+            "An addition of v's length in the soft null space moves the logits "
+            f"{soft.value:.2f} [{soft.low:.2f}, {soft.high:.2f}] times as far as a "
+            "random one."
+        )
     if {"v_plus_perp", "unsteered"} <= set(measures):
         same, without = (
             measures[key]["agreement"].value for key in ("v_plus_perp", "unsteered")

@@ -15,7 +15,9 @@ length 1) with the nats that v was seen to cost. What lies below ten times the p
 floor is not counted.
 
 F_bar over N texts has a smaller rank than over all: erank_lambda is biased downwards.
-The estimate is the block jackknife's (Quenouille; Tukey), with Student's t over blocks.
+The number is that of these texts. Its interval is for all texts: that of the block
+jackknife (Quenouille; Tukey), which corrects the bias, with Student's t over blocks,
+stretched to the number itself, since the correction overshoots where few texts decide.
 """
 
 import dataclasses
@@ -47,7 +49,7 @@ ACCURACY = 0.1
 TOLERANCE = 0.25
 """Largest relative error up to which the quadratic cost of v counts as its cost."""
 
-QUANTITY = "erank_lambda of F_bar, corrected for the number of texts"
+QUANTITY = "erank_lambda of F_bar on these texts; the interval is for all texts"
 
 Values = Float[np.ndarray, " d_model"]
 
@@ -162,9 +164,10 @@ def _family(values: Values, floor: float) -> dict[str, Any] | None:
 
 
 def _jackknife(seen: Spectra) -> Estimate | None:
-    """erank_lambda of the mean over all texts; None without two blocks that have one.
+    """The erank_lambda of these texts, with an interval for that of all texts.
 
-    Of B blocks, B e - (B - 1) mean e_b with e_b that of F_bar without block b.
+    The corrected one of B blocks is B e - (B - 1) mean e_b, with e_b that of F_bar
+    without block b. None without two blocks that see anything.
     """
     num = len(seen.left_out)
     if num < 2 or not (seen.left_out.max(axis=1) > 0).all():
@@ -173,9 +176,9 @@ def _jackknife(seen: Spectra) -> Estimate | None:
     value = num * _erank(seen.values) - (num - 1) * without.mean()
     error = np.sqrt((num - 1) * without.var())
     half = stats.t.ppf(0.975, num - 1) * error
-    least, most = 1.0, float(len(seen.values))
-    ends = np.clip([value, value - half, value + half], least, most)
-    return Estimate(*(float(end) for end in ends))
+    plain, most = _erank(seen.values), float(len(seen.values))
+    low, high = np.clip([value - half, value + half], 1.0, most)
+    return Estimate(plain, min(float(low), plain), max(float(high), plain))
 
 
 def _erank(values: Values) -> float:
@@ -261,8 +264,8 @@ def _growth(seen: Spectra, family: dict[str, Any], erank: Estimate | None) -> st
     if erank is None:
         return f"{own}; too few blocks of texts see anything to give it an interval."
     return (
-        f"{own}; more texts add directions, and leaving out blocks puts it at "
-        f"{erank.value:.1f} [{erank.low:.1f}, {erank.high:.1f}] over all."
+        f"{own}; more texts add directions, and over all of them it lies between "
+        f"{erank.low:.1f} and {erank.high:.1f}, as far as leaving out blocks tells."
     )
 
 

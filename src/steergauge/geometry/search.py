@@ -8,6 +8,10 @@ agrees ::
 
 with K the sequence divergence of the model itself, both sides with their intervals
 over prompts, so that a third set of prompts has a fair chance to agree as well.
+
+Shrinkage charges for every direction, also for one that no text sees: at a small budget
+a part of v in a null space, which is free, would not be turned. So F is tried without
+shrinkage as well. What a few texts failed to see, the other texts show.
 """
 
 from collections.abc import Sequence
@@ -15,9 +19,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
-from steergauge.geometry.most_different import Equivalent, most_different
+from steergauge.geometry.most_different import SHRINKAGE, Equivalent, most_different
 from steergauge.intervention import Add
 from steergauge.linalg import Spectrum
 from steergauge.scoring import Continuation, sequence_kl
@@ -28,6 +32,8 @@ LEAST, MOST = -8.0, 3.0
 """Ends of the search for log2 c."""
 
 HALVINGS = 8
+
+SHRINKAGES = (SHRINKAGE, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ class Texts:
     v: Add
     temperature: float = 1.0
 
-    def nats(self, step: torch.Tensor | None) -> np.ndarray:
+    def nats(self, step: Tensor | None) -> np.ndarray:
         """K(v || .) of each text for a step in the place of alpha v, or for none."""
         other = None if step is None else self.added(step)
         found = sequence_kl(
@@ -54,7 +60,7 @@ class Texts:
         )
         return found[""]
 
-    def added(self, step: torch.Tensor) -> Add:
+    def added(self, step: Tensor) -> Add:
         """The arm that adds `step` where v adds alpha v."""
         direction = (step / self.v.alpha).float().cpu()
         vector = self.v.vector.with_direction(direction, "found by its Fisher matrix")
@@ -105,30 +111,67 @@ def searched(texts: Texts, fisher: Spectrum, *, budget: float, nats: float) -> F
     """
     step = texts.v.displacement.double().to(fisher.values)
     limit = budget * _mean(texts.nats(None)).low
-    planned = most_different(step, fisher, nats=nats)
+    scaled = [
+        _scaled(texts, fisher, step, nats=nats, limit=limit, shrinkage=shrinkage)
+        for shrinkage in SHRINKAGES
+    ]
+    found = [one for one in scaled if one is not None]
+    if not found:
+        planned = most_different(step, fisher, nats=nats)
+        return Found(budget, planned, None, 0.0, 0.0)
+    best = min(found, key=lambda one: one.kept.cosine or 0.0)
+    planned = most_different(step, fisher, nats=nats, shrinkage=best.shrinkage)
+    return Found(budget, planned, best.kept, best.scale, best.nats)
 
-    def tried(power: float) -> tuple[Equivalent, Estimate]:
-        found = most_different(step, fisher, nats=nats * 2**power)
-        return found, _mean(texts.nats(found.direction))
+
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """A vector that the check allows, at `scale` times the budget of F."""
+
+    kept: Equivalent
+    shrinkage: float
+    scale: float
+    nats: float
+
+
+def _scaled(
+    texts: Texts,
+    fisher: Spectrum,
+    step: Tensor,
+    *,
+    nats: float,
+    limit: float,
+    shrinkage: float,
+) -> _Scaled | None:
+    """The largest scale whose vector stays within `limit`; None if the least does not.
+
+    Args:
+        texts: what it is checked on.
+        fisher: spectrum of F.
+        step: alpha v.
+        nats: the budget of F at scale 1.
+        limit: the most that the upper end of the true cost may be.
+        shrinkage: of F.
+    """
+
+    def tried(power: float) -> _Scaled | None:
+        scale = 2**power
+        other = most_different(step, fisher, nats=nats * scale, shrinkage=shrinkage)
+        seen = _mean(texts.nats(other.direction))
+        found = _Scaled(other, shrinkage, scale, seen.value)
+        return found if seen.high <= limit else None
 
     low, high = LEAST, MOST
-    kept: tuple[Equivalent, Estimate, float] | None = None
-    for power in (MOST, LEAST):
-        found, seen = tried(power)
-        if seen.high <= limit:
-            kept = (found, seen, power)
-            break
-    if kept is not None and kept[2] == LEAST:
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            found, seen = tried(middle)
-            if seen.high <= limit:
-                kept, low = (found, seen, middle), middle
-            else:
-                high = middle
-    if kept is None:
-        return Found(budget, planned, None, 0.0, 0.0)
-    return Found(budget, planned, kept[0], 2 ** kept[2], kept[1].value)
+    best = tried(high)
+    if best is not None:
+        return best
+    best = tried(low)
+    for _ in range(HALVINGS if best is not None else 0):
+        middle = (low + high) / 2
+        found = tried(middle)
+        low, high = (low, middle) if found is None else (middle, high)
+        best = found or best
+    return best
 
 
 def _mean(nats: np.ndarray) -> Estimate:

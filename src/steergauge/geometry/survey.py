@@ -124,7 +124,8 @@ def merged(parts: Sequence[Part]) -> Survey:
         )
         for n in sizes
     }
-    blocks |= _larger(totals, counts)
+    for n, more in _larger(totals, counts).items():
+        blocks[n] = np.concatenate([blocks[n], more]) if n in blocks else more
     rest = [(total - own, num - n) for own, n in zip(totals, counts, strict=True)]
     left_out = [_eigenvalues(own / n) for own, n in rest if n]
     width = len(total)
@@ -140,12 +141,13 @@ def merged(parts: Sequence[Part]) -> Survey:
 
 
 def single_spectra(
-    lm: LanguageModel, row: Row, *, shift: Shift
+    lm: LanguageModel, row: Row, *, shift: Shift, temperature: float = 1.0
 ) -> dict[str, Float[np.ndarray, " d_model"]]:
     """Squared singular values of one text's J_h, of W J_h centred, and of its F_x.
 
     The first two are of the next token after the prompt; logits mean something up to a
-    constant only, so their mean is taken out.
+    constant only, so their mean is taken out. The third is of the whole response, at
+    the temperature of its texts.
     """
     found = suffix_jacobian(lm, row, shift=shift)
     first = replace(
@@ -160,7 +162,7 @@ def single_spectra(
     return {
         "J_h": _eigenvalues(j.T @ j),
         "J centred": _eigenvalues(flat.fisher() / share),
-        "F_x": _eigenvalues(found.fisher()),
+        "F_x": _eigenvalues(_tempered(found, temperature).fisher()),
     }
 
 

@@ -17,6 +17,7 @@ from steergauge.report.sections import (
     Details,
     Drawing,
     Section,
+    numbers,
     present,
     value,
 )
@@ -249,9 +250,14 @@ def _told(details: Details) -> tuple[str, ...]:
     rho, limit = value(details, "rho"), value(details, "generic_limit")
     if rho is not None and limit is not None:
         told.append(
-            "To add a random vector of v's length to v costs about 1 / rho_F = "
-            f"{padded(limit)} of v's effect (rho_F = {padded(rho)}): where that is "
-            "below the budget, any such vector would do."
+            "By the quadratic form, to add a random vector of v's length to v costs "
+            f"1 / rho_F = {padded(limit)} of v's effect (rho_F = {padded(rho)})."
+        )
+    added, effect = numbers(details, "added"), numbers(details, "effect")
+    if added and effect and effect[0] > 0:
+        told.append(
+            f"Measured, it costs {padded(added[0] / effect[0])} of it: where that is "
+            "surely below the budget, any such vector would do."
         )
     radius = value(details, "radius")
     if radius is not None:

@@ -27,7 +27,8 @@ from steergauge.report.parts import Block, said
 from steergauge.report.words import PERP, arm_name, arm_note, percent, typeset
 
 ORDER = (
-    "v_recomputed", "v_plus_perp", "v_turned", "against", "perp", "random",
+    "v_recomputed", "v_plus_perp", "v_turned", "most_different", "same_cosine",
+    "soft_null", "against", "perp", "random",
     "other_trait", "unsteered", "minus_v",
 )  # fmt: skip
 ROUNDING = 1e-6
@@ -118,13 +119,20 @@ def _beside_geometry(found: Found) -> Grid:
         Column("R matched", "", "null 1"),
         Column("verdict", "", "T5"),
     )
-    keys = ("rho", "ratio_null", "ratio_rms", "excess", "ratio_matched")
+    keys = ["rho", "ratio_null", "ratio_rms", "excess", "ratio_matched"]
+    if any("ratio_soft" in details for _, details in found):
+        keys.append("ratio_soft")
+        soft = Column("R soft", "", "added where F\N{COMBINING MACRON} is nearly 0")
+        columns = (*columns[:-1], soft, columns[-1])
     rows = tuple(
         Row(
             case.trait,
             case.note,
             (
-                *(measured(details[key], "ratio") for key in keys),
+                *(
+                    measured(details[key], "ratio") if key in details else UNKNOWN
+                    for key in keys
+                ),
                 verdict_cell(case.verdict("logits")),
             ),
         )

@@ -79,7 +79,8 @@ VERDICTS = {
         "does not.",
     ),
     Verdict.GENERIC: VerdictWord(
-        "∀", "Even random vectors at a wide angle from v do what v does."
+        "∀",
+        "Random vectors of v's length, added to v or far from it, leave what v does.",
     ),
     Verdict.IDENTIFIABLE: VerdictWord(
         "⊂",

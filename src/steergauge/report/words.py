@@ -81,6 +81,10 @@ _ARMS = {
         f"v{_PRIME}, most different",
         "as far from v as the output lets it be, no longer than v",
     ),
+    "soft_null": (
+        "v + soft null",
+        "v and a step of its length where second order sees next to nothing",
+    ),
     "same_cosine": (
         "same angle, random",
         f"random, at the angle from v and the length of v{_PRIME}",

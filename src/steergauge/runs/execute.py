@@ -18,7 +18,7 @@ from steergauge.errors import BadSpec
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
 from steergauge.runs import arms, evidence, geometry_findings, judge, plan
-from steergauge.runs.geometry_findings import measured
+from steergauge.runs.geometry_findings import Measured, measured
 from steergauge.runs.spec import Spec, folder_name, spec_from
 from steergauge.runs.stages import Named, Progress, Silent, Stages
 from steergauge.runs.store import Rows, Store
@@ -155,7 +155,7 @@ def _execute(stages: Stages) -> None:
         texts=texts,
         divergences=stages.divergences(tested, texts, shapes.others if shapes else {}),
         likelihoods=stages.likelihoods(texts) if spec.behaves else [],
-        next_tokens=_next_tokens(stages, tested, vector, alpha),
+        next_tokens=_next_tokens(stages, tested, vector, alpha, shapes),
         gains=_gains(stages, vector, alpha),
         environments=_environments(stages, vector, alpha, controls),
     )
@@ -183,11 +183,17 @@ def _dose(
 
 
 def _next_tokens(
-    stages: Stages, tested: Mapping[str, Arm], vector: SteeringVector, alpha: float
+    stages: Stages,
+    tested: Mapping[str, Arm],
+    vector: SteeringVector,
+    alpha: float,
+    shapes: Measured | None,
 ) -> Rows:
     if "logits" not in stages.spec.audits:
         return []
     geometry = arms.geometry_vectors(stages.spec, vector)
+    if shapes is not None:
+        geometry |= shapes.geometry.soft_null_vectors()
     return stages.next_tokens(tested, vector, alpha, geometry)
 
 

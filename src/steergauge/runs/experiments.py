@@ -103,6 +103,7 @@ def _logits(seen: "Evidence") -> Finding:
                 for name in shown
             },
             d_model=seen.lm.d_model,
+            soft=distances.get("soft_null"),
         ),
         seed=seen.inputs.spec.seed,
     )

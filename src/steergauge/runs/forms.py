@@ -71,7 +71,8 @@ def streams_of(geometry: Geometry) -> PairedStreams | None:
 def forms(geometry: Geometry) -> Forms | None:
     """Every method's vector at the strength that costs what v costs by F_bar.
 
-    A method that cannot be used on these pairs is left out; without pairs all are.
+    A method that cannot be used on these pairs is left out, and so is one whose vector
+    the output does not see: no strength makes it cost anything. Without pairs all are.
     """
     streams = streams_of(geometry)
     if streams is None:
@@ -91,12 +92,17 @@ def forms(geometry: Geometry) -> Forms | None:
     flipped = _sign_flipped(geometry)
     if flipped is not None:
         found[SIGN_FLIP] = flipped
-    cost = _cost(vector.direction, matrix)
-    sizes = {
-        name: geometry.alpha * math.sqrt(cost / max(_cost(u.direction, matrix), 1e-300))
-        for name, u in found.items()
+    blind = linalg.FLOORS_APART * geometry.facts["floor"]
+    least = blind**2 * float(geometry.spectrum.values[0])
+    costs = {name: _cost(u.direction, matrix) for name, u in found.items()}
+    usable = {
+        n: u for n, u in found.items() if n == own or costs[n] > least * u.norm**2
     }
-    usable = {n: u for n, u in found.items() if math.isfinite(sizes[n])}
+    sizes = {
+        name: geometry.alpha
+        * (math.sqrt(costs[own] / costs[name]) if name != own else 1)
+        for name in usable
+    }
     return Forms(
         vectors=usable,
         arms={
@@ -104,7 +110,7 @@ def forms(geometry: Geometry) -> Forms | None:
             for name, u in usable.items()
             if name != own
         },
-        strengths={name: sizes[name] for name in usable},
+        strengths=sizes,
         own=own,
     )
 
@@ -112,14 +118,15 @@ def forms(geometry: Geometry) -> Forms | None:
 def writings(geometry: Geometry) -> Writings:
     """What T12 compares: v in this model, and in another writing of the two."""
     stages = geometry.stages
+    stages.progress.begin("geometry: gauge", 1)
 
     def make() -> dict[str, Any]:
         lm = widened(stages.lm)
-        stages.progress.begin("geometry: gauge", 1)
         try:
             twin = rotated_twin(lm, seed=stages.spec.seed)
-        except ModelError as rotation:
-            return _shifted(geometry, lm, str(rotation))
+        # Hugging Face raises the second where it does not know the embedding.
+        except (ModelError, NotImplementedError) as rotation:
+            return _shifted(geometry, lm, getattr(rotation, "found", str(rotation)))
         return _compared(
             geometry, lm, twin.lm, "rotation", twin.rotated(geometry.vector)
         )
@@ -143,7 +150,7 @@ def _shifted(geometry: Geometry, lm: LanguageModel, reason: str) -> dict[str, An
     try:
         other = shifted(lm, vector, size=vector.norm)
     except ModelError as shift:
-        reason = f"Neither is known here. {reason} {shift}"
+        reason = f"Neither is known here: {reason} And {shift.found}"
         return {"kind": "none", "invariants": {}, "dependent": {}, "reason": reason}
     return _compared(geometry, lm, lm, "shift", other)
 
@@ -174,7 +181,11 @@ def _compared(
 def _measured(
     geometry: Geometry, lm: LanguageModel, vector: SteeringVector
 ) -> dict[str, list[float]]:
-    """What must not depend on the writing, as lists."""
+    """What must not depend on the writing, as lists.
+
+    What v costs is raised to the least that is told from rounding: two writings of a
+    null direction cost nothing, each with its own rounding.
+    """
     texts = geometry.continuations("unsteered", fit=True, whole=False)[:NUM_REWRITTEN]
     shift = Shift(vector.site, geometry.scope)
     found = fisher(lm, rows_of(texts), shift=shift)
@@ -182,11 +193,13 @@ def _measured(
     v = vector.direction.double().to(found.matrix)
     step = Add(vector, geometry.alpha, geometry.scope)
     nats = sequence_kl(lm, texts, None, {"v": step})["v"]
+    blind = linalg.FLOORS_APART * geometry.facts["floor"] * float(sizes[0])
+    least = (blind * geometry.vector.norm) ** 2
     return {
-        "sigma of F_bar": (sizes / sizes[0]).tolist(),
-        "v'F_bar v": [float(v @ found.matrix @ v)],
+        "sigma of F_bar": (sizes / sizes[0].clamp_min(1e-300)).tolist(),
+        "v'F_bar v": [max(float(v @ found.matrix @ v), least)],
         "tr F_bar": [float(found.matrix.trace())],
-        "nats of v": nats.tolist(),
+        "nats of v": nats.clip(geometry.alpha**2 / 2 * least).tolist(),
     }
 
 

@@ -20,19 +20,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steergauge import fisher, linalg
+from steergauge.audits import controls
 from steergauge.entry import Row, Shift
-from steergauge.errors import ModelError
+from steergauge.errors import BadPrompts, ModelError
 from steergauge.generation import Arm
 from steergauge.geometry import activation_nullspace as activations
 from steergauge.geometry import rays, survey
 from steergauge.geometry.most_different import canonical, canonical_soft, same_cosine
 from steergauge.geometry.published_nullspace import Recipe, published_nullspace
-from steergauge.geometry.search import Texts, searched
+from steergauge.geometry.search import Found, Texts, searched
 from steergauge.intervention import Add, Scope, scope_named
 from steergauge.jacobian import widened
 from steergauge.linalg import Spectrum
 from steergauge.runs.arms import direction_seed
-from steergauge.runs.stages import Stages
+from steergauge.runs.stages import Progress, Stages
 from steergauge.runs.store import Rows
 from steergauge.scoring import Continuation, sequence_kl
 from steergauge.vector import SteeringVector, load_vector
@@ -115,12 +116,20 @@ class Geometry:
             row for row in self._texts[arm] if (row["prompt_index"] < num_fit) == fit
         ]
         found = self.stages.continuations(own)
-        return found if whole else self.cut(found)
+        kept = found if whole else self.cut(found)
+        if not kept:
+            raise BadPrompts(
+                f"none of the {len(found)} texts drawn for the geometry is long enough "
+                f"for a shift in the scope {self.scope}.",
+                cause="They end before a token that was shifted is read.",
+                remedy="Use a larger --max-new-tokens, other prompts or another scope.",
+            )
+        return kept
 
     def cut(self, found: Sequence[Continuation]) -> list[Continuation]:
         """The first tokens of each; texts too short for the scope are left out."""
-        num = self.stages.spec.geometry_tokens
         least = 2 if self.scope is Scope.RESPONSE else 1
+        num = max(least, self.stages.spec.geometry_tokens)
         return [
             Continuation(one.prompt_ids, one.response_ids[:num])
             for one in found
@@ -156,13 +165,13 @@ class Geometry:
         K(v || unsteered) on v's texts of VAL.
         """
         stages = self.stages
+        # Drawn or read in any case: a resumed run keeps the same texts.
+        texts = self.continuations("unsteered", fit=True, whole=False)
+        own = self.continuations("v", fit=False, whole=False)
 
         def make() -> dict[str, float]:
-            texts = self.continuations("unsteered", fit=True, whole=False)
             temperature = stages.spec.temperature
-            from_v = self.nats(
-                self.continuations("v", fit=False, whole=False), {"": None}
-            )
+            from_v = self.nats(own, {"": None})
             to_v = sequence_kl(
                 stages.lm, texts, None, {"": self.v}, temperature=temperature
             )
@@ -190,7 +199,12 @@ class Geometry:
         row = rows_of(self.continuations("unsteered", fit=True, whole=False))[0]
 
         def make() -> dict[str, np.ndarray]:
-            return survey.single_spectra(widened(self.stages.lm), row, shift=self.shift)
+            return survey.single_spectra(
+                widened(self.stages.lm),
+                row,
+                shift=self.shift,
+                temperature=self.stages.spec.temperature,
+            )
 
         return self.stages.store.arrays("geometry-single", make)
 
@@ -273,28 +287,33 @@ class Geometry:
             self.v,
             spec.temperature,
         )
+        effect = self.facts["effect_check"]
         budgets = sorted({*BUDGETS, spec.budget})
-        stages.progress.begin("geometry: most different vectors", len(budgets))
+        told = _Told(stages.progress, "geometry: most different vectors", len(budgets))
 
         def make() -> dict[str, Any]:
             records = []
-            for budget in budgets:
-                nats = budget * self.facts["effect_check"]
-                found = searched(texts, spectrum, budget=budget, nats=nats)
-                if found.kept is not None:
-                    name = alternative_name(budget, spec.budget)
-                    other = found.kept.direction
-                    self._keep(name, texts.added(other).vector)
-                    for j in range(NUM_CONTROLS):
-                        seed = direction_seed(spec, f"same cosine {budget:g}", j)
-                        control = same_cosine(self.step, other.cpu(), seed=seed)
-                        named = control_name(budget, spec.budget, j)
-                        self._keep(named, texts.added(control).vector)
+            # Where v itself does nothing, there is no budget to keep to.
+            for budget in budgets if effect > 0 else ():
+                found = searched(texts, spectrum, budget=budget, nats=budget * effect)
+                self._keep_with_controls(texts, found)
                 records.append(found.to_json())
-                stages.progress.advance(1)
+                told.advance()
             return {"candidates": records}
 
-        return stages.store.record("geometry-alternatives", make)
+        return told.to_the_end(stages.store.record("geometry-alternatives", make))
+
+    def _keep_with_controls(self, texts: Texts, found: Found) -> None:
+        """The vector that was found, if any, and random ones at its cosine."""
+        if found.kept is None:
+            return
+        spec, budget, other = self.stages.spec, found.budget, found.kept.direction
+        self._keep(alternative_name(budget, spec.budget), texts.added(other).vector)
+        for j in range(NUM_CONTROLS):
+            seed = direction_seed(spec, f"same cosine {budget:g}", j)
+            control = same_cosine(self.step, other.cpu(), seed=seed)
+            named = control_name(budget, spec.budget, j)
+            self._keep(named, texts.added(control).vector)
 
     @cached_property
     def others(self) -> dict[str, Add]:
@@ -304,6 +323,7 @@ class Geometry:
         if "alternative" in wanted:
             for record in self.alternatives["candidates"]:
                 found |= self._alternative(record["budget"])
+            found |= self._additions()
         if "decomposition" in wanted:
             nats = self.soft_nats
             floor = self.facts["floor"]
@@ -314,10 +334,40 @@ class Geometry:
                 found["canonical_soft"] = self._added(soft.direction)
         return found
 
+    def _additions(self) -> dict[str, Add]:
+        """The arms v + v_perp, unless the test has them anyway."""
+        if self.stages.spec.behaves:
+            return {}
+        found = {}
+        for j in range(NUM_CONTROLS):
+            seed = direction_seed(self.stages.spec, "perp", j)
+            perp = controls.perpendicular(self.vector, seed=seed)
+            total = controls.total(self.vector, perp, "v + v_perp")
+            found[f"v_plus_perp[{j}]"] = Add(total, self.alpha, self.scope)
+        return found
+
     @property
     def soft_nats(self) -> float:
         """The budget in nats of the soft null space."""
         return self.stages.spec.budget * self.facts["effect"]
+
+    def soft_null_vectors(self) -> dict[str, SteeringVector]:
+        """The sum v + n for some n of v's norm in the soft null space, as of T5."""
+        seen = self.spectrum
+        hidden = 0.5 * self.strength**2 * seen.values <= self.soft_nats
+        columns = seen.directions[:, hidden].cpu()
+        found = {}
+        for k in range(NUM_CONTROLS if columns.shape[1] else 0):
+            seed = direction_seed(self.stages.spec, "soft null", k)
+            generator = torch.Generator().manual_seed(seed)
+            n = columns @ torch.randn(
+                columns.shape[1], generator=generator, dtype=torch.float64
+            )
+            total = self.vector.direction.double() + n * (self.vector.norm / n.norm())
+            found[f"soft_null[{k}]"] = self.vector.with_direction(
+                total.float(), "v + a direction of the soft null space"
+            )
+        return found
 
     def _alternative(self, budget: float) -> dict[str, Add]:
         own = self.stages.spec.budget
@@ -363,35 +413,31 @@ class Geometry:
         """
         stages = self.stages
         texts = self.cut(stages.continuations(first_samples(test, "unsteered")))
-        lengths = [share * self.median_norm for share in STEPS]
         tried = self.candidates()
-        stages.progress.begin("geometry: null directions", len(tried))
+        told = _Told(stages.progress, "geometry: null directions", len(tried))
 
         def make() -> Rows:
             found = []
             for name, direction in tried.items():
-                options = {
-                    "shift": self.shift,
-                    "temperature": stages.spec.temperature,
-                }
-                nats = rays.divergence_along(
-                    stages.lm, texts, direction, [*lengths, self.strength], **options
-                )
-                floors = rays.rounding_along(
-                    stages.lm, texts, direction, lengths, **options
-                )
-                found.append(
-                    {
-                        "direction": name,
-                        "nats": nats[:-1].tolist(),
-                        "floors": floors.tolist(),
-                        "at_strength": nats[-1].tolist(),
-                    }
-                )
-                stages.progress.advance(1)
+                found.append({"direction": name, **self._ray(texts, direction)})
+                told.advance()
             return found
 
-        return stages.store.cell("geometry-rays", make)
+        return told.to_the_end(stages.store.cell("geometry-rays", make))
+
+    def _ray(self, texts: Sequence[Continuation], direction: Tensor) -> dict[str, Any]:
+        lm, temperature = self.stages.lm, self.stages.spec.temperature
+        options: dict[str, Any] = {"shift": self.shift, "temperature": temperature}
+        lengths = [share * self.median_norm for share in STEPS]
+        nats = rays.divergence_along(
+            lm, texts, direction, [*lengths, self.strength], **options
+        )
+        floors = rays.rounding_along(lm, texts, direction, lengths, **options)
+        return {
+            "nats": nats[:-1].tolist(),
+            "floors": floors.tolist(),
+            "at_strength": nats[-1].tolist(),
+        }
 
     def linearity(self) -> dict[str, np.ndarray]:
         """KL and logits along v and others against their expansions, by name and kind.
@@ -428,6 +474,28 @@ class Geometry:
         arrays = stages.store.arrays("geometry-linearity", make)
         stages.progress.advance(1)
         return arrays
+
+
+@dataclass(slots=True)
+class _Told:
+    """A stage of the progress that ends at its total, also if it was done before."""
+
+    progress: Progress
+    label: str
+    left: int
+
+    def __post_init__(self) -> None:
+        self.progress.begin(self.label, self.left)
+
+    def advance(self) -> None:
+        """One more unit is done."""
+        self.left -= 1
+        self.progress.advance(1)
+
+    def to_the_end(self, found: Any) -> Any:
+        """What was found; units that needed no work are done as well."""
+        self.progress.advance(self.left)
+        return found
 
 
 def part_name(arm: str, k: int) -> str:

@@ -10,7 +10,7 @@ of K tokens in a Fisher matrix of width d, and T tokens of a whole text ::
     published 4000 x M_l           two steps for 1000 probes, in two precisions
 """
 
-from steergauge.geometry.search import HALVINGS
+from steergauge.geometry.search import HALVINGS, SHRINKAGES
 from steergauge.jacobian import FORWARD_FROM
 from steergauge.runs.geometry import (
     BUDGETS,
@@ -60,7 +60,8 @@ def geometry_flops(
         total += 2 * (len(STEPS) + 1) * NUM_CANDIDATES * short * above
     if "alternative" in wanted:
         whole = len(inputs.validation_prompts) * (prompt + spec.max_new_tokens)
-        total += (len(BUDGETS) + 1) * (HALVINGS + 3) * whole * above
+        trials = len(SHRINKAGES) * (HALVINGS + 2) + 1
+        total += (len(BUDGETS) + 1) * trials * whole * above
     if not wanted.isdisjoint({"linearity", "alternative"}):
         total += 4 * len(MULTIPLES) * min(num, NUM_LINEAR) * tokens * above
     if "spectrum" in wanted:

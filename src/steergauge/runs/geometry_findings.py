@@ -226,6 +226,7 @@ class _Judge:
                 manipulation=check.verdict if check else None,
                 budget=spec.budget,
                 radius=self.linearity.details["directions"]["v"]["radius"],
+                added=evidence.families(self.nats)["v_plus_perp"],
             ),
             seed=spec.seed,
         )
