@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 RUN_TIME := $(VENV)/.run-time
 DEVELOPMENT := $(VENV)/.development
 
-.PHONY: demo test lint docs organism calibration clean
+.PHONY: demo test lint docs organism calibration benchmark clean
 
 demo: $(RUN_TIME)
 	$(BIN)/steergauge demo --out demo
@@ -31,6 +31,9 @@ organism: $(RUN_TIME)
 
 calibration: $(RUN_TIME)
 	$(BIN)/python -m steergauge.calibration docs/calibration.md
+
+benchmark: $(RUN_TIME)
+	$(BIN)/python benchmarks/geometry.py
 
 $(RUN_TIME): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 from steergauge.errors import BadSpec
 from steergauge.runs.spec import (
     AUDITS,
+    CORE,
+    GEOMETRY,
+    GROUPS,
     PAPER_TRAITS,
     PRESETS,
     Spec,
+    layer_specs,
     read_spec,
     spec_from,
     specs_from,
@@ -299,3 +303,49 @@ def test_two_traits_never_share_a_folder():
         assert list(specs_from({"trait": [one]})) == [one]
     with pytest.raises(BadSpec, match="share the folder"):
         specs_from({"trait": traits})
+
+
+@pytest.mark.parametrize("name", list(GROUPS))
+def test_the_name_of_a_group_stands_for_its_audits(name):
+    needs = {"alphas": (0.5,), "environments": ("topic-shift", "genre-shift")}
+    for given in (name, [name], f" {name} "):
+        assert spec_from({"audits": given} | needs).audits == GROUPS[name]
+    assert 2 < len(GROUPS[name]) < len(AUDITS)
+
+
+def test_groups_and_audits_mix_and_an_audit_named_twice_is_made_once():
+    spec = spec_from({}, audits="geometry, plumbing,spectrum ,core")
+    assert spec.audits == (*GEOMETRY, *CORE)
+    assert spec_from(spec.to_table()) == spec
+
+
+@pytest.mark.parametrize("named", ["geometri", ["core", "everything"], "core,"])
+def test_a_name_that_is_neither_an_audit_nor_a_group_is_refused(named):
+    with pytest.raises(BadSpec, match="there is no audit") as caught:
+        spec_from({}, audits=named)
+    for name in GROUPS:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("audits", "geometry", "behaves"),
+    [("geometry", True, False), ("core", False, True), ("core,nulls", True, True)],
+)
+def test_a_spec_knows_whether_it_needs_matrices_or_scored_texts(
+    audits, geometry, behaves
+):
+    spec = spec_from({}, audits=audits)
+    assert (spec.wants_geometry, spec.behaves) == (geometry, behaves)
+
+
+@pytest.mark.parametrize("key", ["geometry_prompts", "geometry_tokens"])
+def test_a_geometry_of_nothing_is_refused(key):
+    with pytest.raises(BadSpec, match=key):
+        Spec(**{key: 0})
+
+
+def test_layers_differ_in_their_layer_alone():
+    specs = layer_specs(spec_from({"trait": "humor"}), (3, 11))
+    assert list(specs) == ["layer-03", "layer-11"]
+    one, other = (spec.to_table() for spec in specs.values())
+    assert one | {"layer": 11} == other

@@ -47,7 +47,7 @@ class Extracted:
     """Vectors for one trait, by the method that made them.
 
     Attributes:
-        vectors: by method; `mean_difference` is v, or else the first is.
+        vectors: by method.
         fisher: F_bar.
         nats: by method, KL(p_v || p_u) of each prompt with u's strength matched; a
             method that is left out is judged by the prediction.
@@ -56,6 +56,7 @@ class Extracted:
         strengths: by method, its matched strength in units of its stored norm.
         threshold: largest ratio of KLs at which two vectors do the same.
         floor: nats that rounding alone makes.
+        own: the method that made v; `mean_difference` or else the first if None.
     """
 
     vectors: Mapping[str, Float[np.ndarray, " d_model"]]
@@ -66,10 +67,13 @@ class Extracted:
     strengths: Mapping[str, float] | None = None
     threshold: float = THRESHOLD
     floor: float = 0.0
+    own: str | None = None
 
     @property
     def reference(self) -> str:
         """The method that made v."""
+        if self.own is not None:
+            return self.own
         known = "mean_difference" in self.vectors
         return "mean_difference" if known else next(iter(self.vectors))
 
@@ -272,7 +276,8 @@ def _comparison(
 ) -> str:
     """The least like v, and how far predictions can be trusted."""
     at, i = ratios.names.index(seen.reference), ratios.names.index(worst)
-    known = [ratios.names.index(name) for name in measured]
+    own = [name for name in measured if name not in seen.nulls]
+    known = [ratios.names.index(name) for name in own]
     gap = np.abs(ratios.predicted[at, known] - ratios.value[at, known]).max()
     told = (
         f"The least like v is {worst}: measured {ratios.value[at, i]:.2g} of v's "

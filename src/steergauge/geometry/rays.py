@@ -98,7 +98,8 @@ class Ray:
     Attributes:
         nats: KL(p_0 || p_tsu) of each text.
         quadratic: s^2 u'F_x u / 2 of each text: what theory says at t = 1.
-        departures: ||o(h + tsu) - o(h) - ts J u|| / ||ts J u|| of each text's logits.
+        departures: ||o(h + tsu) - o(h) - ts J u|| / ||ts J u|| of each text's logits;
+            infinite where J u is 0 and predicts nothing.
     """
 
     nats: Nats
@@ -168,8 +169,9 @@ def _text_along(
         nats.append(divergence.sum(-1).cpu().numpy())
         linear = sizes[:, None, None].to(tangent) * tangent
         gap = torch.linalg.vector_norm(logits - seen.logits - linear, dim=(-2, -1))
-        size = torch.linalg.vector_norm(linear, dim=(-2, -1)).clamp_min(1e-300)
-        departures.append((gap / size).cpu().numpy())
+        size = torch.linalg.vector_norm(linear, dim=(-2, -1))
+        share = torch.where(size > 0, gap / size.clamp_min(1e-300), torch.inf)
+        departures.append(share.cpu().numpy())
     return np.stack(nats), tempered.visibility.cpu().numpy(), np.stack(departures)
 
 

@@ -266,6 +266,7 @@ class _Judge:
                 },
                 effect=self.nats["unsteered"],
                 nulls=(SIGN_FLIP,),
+                own=found.own,
                 strengths=found.strengths,
                 threshold=self.seen.inputs.spec.budget,
                 floor=self.floor_nats,
