@@ -8,12 +8,9 @@ from tests.ground_truth import DEAD, texts
 from tests.models import NUM_LAYERS, tiny
 
 from steergauge.audits.nulls import FLOOR_FACTOR
+from steergauge.errors import InputError
 from steergauge.fisher import fishers
-from steergauge.geometry.rays import (
-    divergence_along,
-    linearity_along,
-    rounding_along,
-)
+from steergauge.geometry.rays import costs_along, linearity_along
 from steergauge.intervention import Scope
 from steergauge.jacobian import Shift
 from steergauge.scoring import Continuation
@@ -31,6 +28,20 @@ def rows(num: int) -> list[Continuation]:
 
 def entries(num: int) -> list:
     return [(ids, PROMPT) for ids in texts(num)]
+
+
+def divergence_along(lm, texts, u, lengths, **options) -> np.ndarray:
+    return costs_along(lm, whole(texts), {"u": u}, lengths, **options)["u"].nats
+
+
+def rounding_along(lm, texts, u, lengths, **options) -> np.ndarray:
+    return costs_along(lm, whole(texts), {"u": u}, lengths, **options)["u"].floors
+
+
+def whole(texts: list[Continuation]) -> list:
+    return [
+        ([*one.prompt_ids, *one.response_ids], len(one.prompt_ids)) for one in texts
+    ]
 
 
 def stream_norm(lm, layer: int) -> float:
@@ -72,17 +83,16 @@ def test_two_live_tokens_cost_the_closed_form_at_any_distance(scope, temperature
             assert found[i, text] == pytest.approx(expected, rel=1e-5, abs=1e-12)
 
 
-def test_a_response_scope_leaves_the_first_prediction_as_it_is():
+def test_in_the_scope_of_the_response_only_its_second_prediction_is_shifted():
     planted = ground_truth.softmax2()
     w = planted.visible[:, 0]
     ids = texts(1)[0]
     one, two = (Continuation(ids[:PROMPT], ids[PROMPT : PROMPT + k]) for k in (1, 2))
     options = {"shift": Shift(Site(1), Scope.RESPONSE)}
-    nats = [
-        divergence_along(planted.lm, [row], w, (1.0,), **options) for row in (one, two)
-    ]
-    assert nats[0].item() == 0
-    assert nats[1].item() > 1e-3
+    assert divergence_along(planted.lm, [two], w, (1.0,), **options).item() > 1e-3
+    # A text of one token has no prediction that a shift of the response could reach.
+    with pytest.raises(InputError, match="no token"):
+        divergence_along(planted.lm, [one], w, (1.0,), **options)
 
 
 def slope(nats: np.ndarray, lengths: tuple[float, float]) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 from steergauge.audits.finding import Verdict
 from steergauge.errors import BadPrompts, BadSpec
 from steergauge.runs.execute import audit
-from steergauge.runs.spec import GEOMETRY, spec_from
+from steergauge.runs.spec import GEOMETRY
 from steergauge.vector import Site, SteeringVector
 
 SMALL = {
@@ -162,17 +162,19 @@ def test_a_constant_shift_changes_no_number_of_a_layernorm_model(layernorm):
 
 
 def test_a_vector_that_nothing_sees_is_no_failure_of_the_gauge(run_of):
-    run = run_of(tiny("gpt2"), vector(torch.ones(D_MODEL)))
+    audits = "nulls,decomposition,alternative,gauge"
+    run = run_of(tiny("gpt2"), vector(torch.ones(D_MODEL)), audits=audits)
     verdicts = {name: one.verdict for name, one in run.findings.items()}
     assert verdicts["nulls"] is Verdict.EXACT_NULL
     assert verdicts["decomposition"] is Verdict.HIDDEN
-    assert verdicts["alternative"] is verdicts["linearity"] is Verdict.UNINFORMATIVE
+    assert verdicts["alternative"] is Verdict.UNINFORMATIVE
     assert verdicts["gauge"] is Verdict.PASS
 
 
 def test_a_vector_that_changes_no_bit_is_audited_to_the_end(run_of):
     model = ground_truth.masked_llama()
-    run = run_of(model.lm, vector(model.null[:, 0]))
+    audits = "nulls,saturation,decomposition,alternative"
+    run = run_of(model.lm, vector(model.null[:, 0]), audits=audits)
     assert classes(run)["v"] == Verdict.EXACT_NULL
     assert run.findings["saturation"].estimate.value == DEAD
     assert details(run, "decomposition")["hard"]["share"] == pytest.approx(1)
@@ -186,19 +188,13 @@ def test_an_rmsnorm_model_has_no_null(rmsnorm):
     assert rmsnorm.findings["nulls"].verdict is Verdict.VISIBLE
     saturation = rmsnorm.findings["saturation"]
     assert (saturation.verdict, saturation.estimate.value) == (Verdict.FULL, 0)
-    assert details(rmsnorm, "decomposition")["hard"] == {
-        "dim": 0,
-        "share": 0,
-        "expected": [0, 0, 0],
-    }
+    assert details(rmsnorm, "decomposition")["hard"]["dim"] == 0
 
 
 def test_a_rotation_changes_no_number_of_an_rmsnorm_model(rmsnorm):
     assert rmsnorm.findings["gauge"].verdict is Verdict.PASS
     assert details(rmsnorm, "gauge")["kind"] == "rotation"
-    before, after = details(rmsnorm, "gauge")["dependent"]["cosine with v"]
-    assert before == 1
-    assert abs(after) < 0.9
+    assert abs(details(rmsnorm, "gauge")["dependent"]["cosine with v"][1]) < 0.9
 
 
 def test_dead_coordinates_are_null_to_first_order(run_of, tmp_path):
@@ -212,19 +208,17 @@ def test_dead_coordinates_are_null_to_first_order(run_of, tmp_path):
     assert dead["class"] == Verdict.FIRST_ORDER_NULL
     assert dead["slope"] == pytest.approx(4, abs=0.3)
     assert run.findings["nulls"].verdict is Verdict.FIRST_ORDER_NULL
-    others = details(run, "nulls")["directions"]
     for name in ("random", "top", "v"):
-        assert others[name]["slope"] == pytest.approx(2, abs=0.1)
+        other = details(run, "nulls")["directions"][name]
+        assert other["slope"] == pytest.approx(2, abs=0.1)
     assert run.findings["saturation"].estimate.value == DEAD
 
 
 def test_the_planted_null_space_of_a_linear_model_is_found(linear):
     null = ground_truth.WIDTH - len(SINGULAR)
     saturation = linear.findings["saturation"]
-    assert (saturation.verdict, saturation.estimate.value) == (
-        Verdict.SHARED_NULL,
-        null,
-    )
+    assert saturation.verdict is Verdict.SHARED_NULL
+    assert saturation.estimate.value == null
     assert details(linear, "saturation")["num"] == [1, 2, 4, 8]
     ranks = details(linear, "spectrum")["families"]["F_bar"]["ranks"]
     assert ranks["0.0001"] == ranks["0.001"] == len(SINGULAR)
@@ -259,7 +253,7 @@ def test_a_model_whose_embedding_is_unknown_has_no_known_gauge(linear):
 def test_no_number_depends_on_the_basis_that_the_model_is_written_in(run_of):
     rotated, q = ground_truth.rotated_llama()
     v = direction().double()
-    audits = "spectrum,decomposition,alternative,linearity"
+    audits = "spectrum,decomposition,alternative"
     own, turned = (
         run_of(lm, vector(u), audits=audits)
         for lm, u in ((ground_truth.narrow_llama(), v), (rotated, v @ q))
@@ -278,8 +272,6 @@ def test_no_number_depends_on_the_basis_that_the_model_is_written_in(run_of):
         ]
         for first, second in zip(*found, strict=True):
             assert first == pytest.approx(second, rel=1e-3)
-    radius = [details(run, "linearity")["radius"] for run in (own, turned)]
-    assert radius[0] == pytest.approx(radius[1], rel=1e-3)
     # Not vacuous: the same coordinates are another vector in the other basis.
     wrong = run_of(rotated, vector(v), audits="decomposition")
     assert details(wrong, "decomposition")["rho"] != pytest.approx(rho[0], rel=0.02)
@@ -305,16 +297,13 @@ class Told:
         self.stages[-1][2] += num
 
 
-@pytest.mark.parametrize("audits", ["geometry", "spectrum,nulls"])
-def test_a_run_that_is_stopped_before_every_stage_ends_with_the_same_bytes(
-    audits, prompts, tmp_path
+@pytest.mark.parametrize(
+    ("audits", "every"), [("geometry", 4), ("saturation,nulls", 1)]
+)
+def test_a_run_that_is_stopped_before_its_stages_ends_with_the_same_bytes(
+    audits, every, prompts, tmp_path
 ):
-    options = SMALL | {
-        "prompts": prompts,
-        "num_prompts": 2,
-        "audits": audits,
-        "prompts_per_cell": 4,
-    }
+    options = SMALL | {"prompts": prompts, "audits": audits, "num_prompts": 2}
 
     def run_in(name: str, told: Told):
         lm, v = tiny("gpt2"), with_mean()
@@ -323,7 +312,7 @@ def test_a_run_that_is_stopped_before_every_stage_ends_with_the_same_bytes(
     first = Told()
     whole = run_in("whole", first)
     assert len(first.stages) > 7
-    for last in range(len(first.stages)):
+    for last in range(0, len(first.stages), every):
         told = Told(last)
         with pytest.raises(Stopped):
             run_in("stopped", told)
@@ -386,18 +375,15 @@ def test_a_shift_of_response_tokens_alone_needs_texts_that_are_long_enough(run_o
 
 
 def test_at_another_temperature_small_steps_still_cost_their_quadratic(run_of):
-    audits = "spectrum,decomposition,linearity"
-    changes = {"audits": audits, "alpha": 0.1, "geometry_prompts": 8}
-    runs = [
-        run_of(tiny("gpt2"), with_mean(), temperature=t, **changes) for t in (0.6, 1.0)
-    ]
-    found = [details(run, "spectrum") for run in runs]
-    for one in found:
-        assert one["predicted"] == pytest.approx(one["effect"], rel=0.05)
-    # Colder texts are surer and their logits steeper.
-    assert found[0]["predicted"] != pytest.approx(found[1]["predicted"], rel=0.1)
-    cold = details(runs[0], "linearity")["directions"]["v"]
-    assert cold["ratio"][-1] == pytest.approx(1, abs=0.25)
+    changes = {"audits": "spectrum,linearity", "alpha": 0.1, "temperature": 0.6}
+    run = run_of(tiny("gpt2"), with_mean(), **changes)
+    found = details(run, "spectrum")
+    assert found["effect"] > 1e-4
+    # Logits that are not divided by it would cost a third as much.
+    assert found["predicted"] == pytest.approx(found["effect"], rel=0.05)
+    assert found["families"]["F_x"]["stable"] > 1
+    v = details(run, "linearity")["directions"]["v"]
+    assert v["ratio"][-1] == pytest.approx(1, abs=0.25)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -411,7 +397,3 @@ def test_half_precision_is_audited_on_a_wider_copy(run_of, dtype):
     assert classes(run)["top"] == Verdict.VISIBLE
     # Of the copy: in half precision it would be a thousandth or a hundredth.
     assert details(run, "saturation")["floor"] < 1e-4
-
-
-def test_asking_for_the_geometry_asks_for_all_of_it():
-    assert spec_from({}, audits="geometry").audits == GEOMETRY

@@ -308,13 +308,13 @@ def test_two_traits_never_share_a_folder():
 @pytest.mark.parametrize("name", list(GROUPS))
 def test_the_name_of_a_group_stands_for_its_audits(name):
     needs = {"alphas": (0.5,), "environments": ("topic-shift", "genre-shift")}
-    for given in (name, [name], f" {name} "):
-        assert spec_from({"audits": given} | needs).audits == GROUPS[name]
+    for asked in (name, [name], f" {name} "):
+        assert spec_from({"audits": asked} | needs).audits == GROUPS[name]
     assert 2 < len(GROUPS[name]) < len(AUDITS)
 
 
 def test_groups_and_audits_mix_and_an_audit_named_twice_is_made_once():
-    spec = spec_from({}, audits="geometry, plumbing,spectrum ,core")
+    spec = spec_from({}, audits="geometry,plumbing,spectrum, core")
     assert spec.audits == (*GEOMETRY, *CORE)
     assert spec_from(spec.to_table()) == spec
 

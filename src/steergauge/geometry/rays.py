@@ -10,7 +10,7 @@ taking it off again leaves the rounding of one addition, which the stream meets 
 at each of the two additions of every block above.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,76 +19,93 @@ from jaxtyping import Float
 from torch import Tensor
 
 from steergauge.entry import Entry, Row, Shift, entered
-from steergauge.intervention import Add
 from steergauge.jacobian import logit_tangents
 from steergauge.readout import kl, kl_from
-from steergauge.scoring import Chunk, Continuation, chunks, row_sums, sequence_kl
-from steergauge.split import LanguageModel, positions
+from steergauge.split import LanguageModel
 from steergauge.types import Direction
-from steergauge.vector import SteeringVector
 
 Nats = Float[np.ndarray, "steps texts"]
 
 
-def divergence_along(
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What steps along one direction cost.
+
+    Attributes:
+        nats: KL(p_0 || p_tu) of each text at each length.
+        floors: the largest KL of a text that rounding alone makes of each length.
+    """
+
+    nats: Nats
+    floors: Float[np.ndarray, " steps"]
+
+
+def costs_along(
     lm: LanguageModel,
-    rows: Sequence[Continuation],
-    direction: Direction,
+    rows: Sequence[Row],
+    directions: Mapping[str, Direction],
     lengths: Sequence[float],
     *,
     shift: Shift,
     temperature: float = 1.0,
-) -> Nats:
-    """Sequence KL(p_0 || p_tu) of each text, in nats, for steps of several lengths.
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Costs]:
+    """What steps of several lengths cost along each direction, by name.
 
     Args:
         lm: the model.
-        rows: unsteered responses with their prompts.
-        direction: u, of any length; it is taken at length 1.
+        rows: prompts with unsteered responses.
+        directions: u, of any length; each is taken at length 1.
         lengths: t, in the units of the stream.
         shift: site and scope; it has no point.
         temperature: of the responses.
+        progress: called with the number of texts done since the last call.
+
+    Raises:
+        InputError: a text has no token in scope.
     """
-    unit = direction.float() / torch.linalg.vector_norm(direction.float())
-    vector = SteeringVector(unit, shift.site)
-    others = {str(i): Add(vector, t, shift.scope) for i, t in enumerate(lengths)}
-    found = sequence_kl(lm, rows, None, others, temperature=temperature)
-    return np.stack([found[str(i)] for i in range(len(lengths))])
+    units = {
+        name: u.double() / torch.linalg.vector_norm(u.double())
+        for name, u in directions.items()
+    }
+    sizes = torch.tensor(lengths, dtype=torch.float64)
+    times = 1 + 2 * (lm.num_layers - 1 - shift.site.layer)
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {n: [] for n in units}
+    for row in rows:
+        entry = entered(lm, row, shift)
+        for name, unit in units.items():
+            steps = sizes[:, None] * unit
+            nats, back = (
+                _cost(entry, steps, temperature, back=back) for back in (False, True)
+            )
+            found[name].append((nats, back))
+        if progress:
+            progress(1)
+    return {
+        name: Costs(
+            nats=np.stack([nats for nats, _ in texts], axis=1),
+            floors=times * np.max([back for _, back in texts], axis=0),
+        )
+        for name, texts in found.items()
+    }
 
 
-def rounding_along(
-    lm: LanguageModel,
-    rows: Sequence[Continuation],
-    direction: Direction,
-    lengths: Sequence[float],
+@torch.no_grad()
+def _cost(
+    entry: Entry,
+    steps: Float[Tensor, "steps d_model"],
+    temperature: float,
     *,
-    shift: Shift,
-    temperature: float = 1.0,
-) -> Float[np.ndarray, " steps"]:
-    """The largest KL of a text that rounding alone makes of a step of each length.
-
-    Arguments are those of `divergence_along`.
-    """
-    unit = direction.double() / torch.linalg.vector_norm(direction.double())
-    layer = shift.site.layer
-    times = 1 + 2 * (lm.num_layers - 1 - layer)
-    worst = np.zeros(len(lengths))
-    for chunk in chunks(lm, rows):
-        (stream,) = lm.streams(chunk.ids, chunk.mask, layers=(layer,)).values()
-        where = shift.scope.covers(positions(chunk.mask), chunk.prompt_lengths)
-        covered = (where & chunk.mask)[..., None].to(stream)
-        keep = chunk.width + 1
-
-        def scored(h: Tensor, chunk: Chunk = chunk, keep: int = keep) -> Tensor:
-            logits = lm.suffix(h, chunk.mask, layer=layer, keep=keep)[:, :-1]
-            return logits[chunk.scored].double() / temperature
-
-        divergence_to = kl_from(scored(stream))
-        for i, t in enumerate(lengths):
-            step = covered * (t * unit).to(stream)
-            nats = divergence_to(scored((stream + step) - step))
-            worst[i] = max(worst[i], *row_sums(nats, chunk.scored))
-    return times * worst
+    back: bool,
+) -> np.ndarray:
+    """KL from no step to each step, or to each step there and `back`."""
+    # No step is a row of the same batch: what batches of other sizes round otherwise
+    # is no cost of a step.
+    both = torch.cat([torch.zeros_like(steps[:1]), steps])
+    added = entry.covered * both.to(entry.stream)[:, None]
+    stream = entry.stream + added
+    logits = entry.logits(stream - added if back else stream).double() / temperature
+    return kl_from(logits[:1])(logits[1:]).sum(-1).cpu().numpy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +133,7 @@ def linearity_along(
     length: float,
     shift: Shift,
     temperature: float = 1.0,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Ray]:
     """How far KL and logits follow their second- and first-order expansions.
 
@@ -127,15 +145,19 @@ def linearity_along(
         length: s.
         shift: site and scope; it has no point.
         temperature: of the responses.
+        progress: called with the number of texts done since the last call.
     """
     units = torch.stack(
         [u.double() / torch.linalg.vector_norm(u.double()) for u in directions.values()]
     )
     sizes = length * torch.tensor(steps, dtype=torch.float64)
-    found = [
-        _text_along(lm, row, units, sizes, shift=shift, temperature=temperature)
-        for row in rows
-    ]
+    found = []
+    for row in rows:
+        found.append(
+            _text_along(lm, row, units, sizes, shift=shift, temperature=temperature)
+        )
+        if progress:
+            progress(1)
     scale = 0.5 * (length / temperature) ** 2
     return {
         name: Ray(

@@ -18,6 +18,7 @@ from steergauge.errors import BadSpec
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
 from steergauge.runs import arms, evidence, geometry_findings, judge, plan
+from steergauge.runs.alternatives import soft_null_vectors
 from steergauge.runs.geometry_findings import Measured, measured
 from steergauge.runs.spec import Spec, folder_name, spec_from
 from steergauge.runs.stages import Named, Progress, Silent, Stages
@@ -193,7 +194,7 @@ def _next_tokens(
         return []
     geometry = arms.geometry_vectors(stages.spec, vector)
     if shapes is not None:
-        geometry |= shapes.geometry.soft_null_vectors()
+        geometry |= soft_null_vectors(shapes.geometry)
     return stages.next_tokens(tested, vector, alpha, geometry)
 
 

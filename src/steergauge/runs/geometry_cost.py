@@ -5,20 +5,15 @@ of K tokens in a Fisher matrix of width d, and T tokens of a whole text ::
 
     columns   2 N d K c M_l        of two Fisher matrices; c = 3 in forward mode
     metric    2 N K x 4 V d^2      in float64, which counts twice
-    rays      steps x candidates x test prompts x (P + K) x 2 M_l     and rounding
+    rays      steps x candidates x test prompts x K x 2 M_l         and rounding
     search    budgets x trials x checked texts x T x M_l
     published 4000 x M_l           two steps for 1000 probes, in two precisions
 """
 
 from steergauge.geometry.search import HALVINGS, SHRINKAGES
 from steergauge.jacobian import FORWARD_FROM
-from steergauge.runs.geometry import (
-    BUDGETS,
-    MULTIPLES,
-    NUM_LINEAR,
-    NUM_SMALLEST,
-    STEPS,
-)
+from steergauge.runs.along import MULTIPLES, NUM_LINEAR, NUM_SMALLEST, STEPS
+from steergauge.runs.alternatives import BUDGETS
 from steergauge.runs.plan import Inputs
 
 NUM_CANDIDATES = 4 + NUM_SMALLEST
@@ -56,7 +51,7 @@ def geometry_flops(
     a_text = d_model * tokens * mode * above + 8.0 * tokens * d_vocab * d_model**2
     total = matrices * num * a_text
     if "nulls" in wanted:
-        short = len(inputs.test_prompts) * (prompt + tokens)
+        short = len(inputs.test_prompts) * tokens
         total += 2 * (len(STEPS) + 1) * NUM_CANDIDATES * short * above
     if "alternative" in wanted:
         whole = len(inputs.validation_prompts) * (prompt + spec.max_new_tokens)

@@ -19,15 +19,16 @@ from steergauge.audits.spectrum import Spectra, spectrum
 from steergauge.generation import Arm
 from steergauge.intervention import Add
 from steergauge.runs import evidence
-from steergauge.runs.forms import SIGN_FLIP, Forms, forms, streams_of, writings
-from steergauge.runs.geometry import (
-    MULTIPLES,
+from steergauge.runs.along import MULTIPLES, STEPS, linear_rays, null_rays
+from steergauge.runs.alternatives import (
     NUM_CONTROLS,
-    STEPS,
-    Geometry,
     alternative_name,
+    alternatives,
     control_name,
+    others,
 )
+from steergauge.runs.forms import SIGN_FLIP, Forms, forms, streams_of, writings
+from steergauge.runs.geometry import Geometry
 from steergauge.runs.stages import Stages
 from steergauge.vector import SteeringVector
 
@@ -47,20 +48,23 @@ class Measured:
     geometry: Geometry
     forms: Forms | None
 
+    @cached_property
+    def _found(self) -> dict[str, Add]:
+        return others(self.geometry)
+
     @property
     def arms(self) -> dict[str, Arm]:
         """Arms whose texts are generated: the most different vector and a control."""
-        found = self.geometry.others
         return {
-            name: Arm(found[name])
+            name: Arm(self._found[name])
             for name in ("most_different", "same_cosine[0]")
-            if name in found
+            if name in self._found
         }
 
     @property
     def others(self) -> dict[str, Add]:
         """Those that are compared with v on its texts only."""
-        rest = {k: u for k, u in self.geometry.others.items() if k not in self.arms}
+        rest = {k: u for k, u in self._found.items() if k not in self.arms}
         return rest | (self.forms.arms if self.forms else {})
 
 
@@ -146,7 +150,7 @@ class _Judge:
         )
 
     def nulls(self) -> Finding:
-        rows = self.geometry.rays(self.seen.texts)
+        rows = null_rays(self.geometry, self.seen.texts)
         rays = {
             row["direction"]: null_audit.Ray(
                 steps=np.array(STEPS),
@@ -202,7 +206,7 @@ class _Judge:
         survey, spec = self.geometry.unsteered, self.seen.inputs.spec
         check = self.before.get("manipulation")
         candidates = []
-        for record in self.geometry.alternatives["candidates"]:
+        for record in alternatives(self.geometry)["candidates"]:
             name = alternative_name(record["budget"], spec.budget)
             if name not in self.nats:
                 continue
@@ -233,7 +237,7 @@ class _Judge:
 
     @cached_property
     def linearity(self) -> Finding:
-        arrays = self.geometry.linearity()
+        arrays = linear_rays(self.geometry)
         names = dict.fromkeys(key.partition("/")[0] for key in arrays)
         rays = {
             name: LinearRay(
