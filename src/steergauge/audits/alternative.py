@@ -88,6 +88,7 @@ class Alternatives:
             ||alpha v||; None if unknown.
         added: K(v || v + r) of random vectors r across v of its length, a row each;
             None if there are none.
+        num_validation: prompts that the candidates were checked on.
     """
 
     candidates: Sequence[Candidate]
@@ -98,6 +99,7 @@ class Alternatives:
     budget: float = RELATIVE_BUDGET
     radius: float | None = None
     added: Float[np.ndarray, "_ prompts"] | None = None
+    num_validation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +272,7 @@ def _judge(
     if precondition:
         return Verdict.UNINFORMATIVE, [precondition]
     if best is None:
-        verdict, reasons = _nothing(small)
+        verdict, reasons = _nothing(small, seen.num_validation)
     else:
         verdict, reason = _kind(best)
         reasons = [_told(best), reason]
@@ -318,14 +320,17 @@ def _precondition(seen: Alternatives, effect: Estimate) -> str | None:
     return None
 
 
-def _nothing(small: Sequence[_Judged]) -> tuple[Verdict, list[str]]:
+def _nothing(
+    small: Sequence[_Judged], num_validation: int | None
+) -> tuple[Verdict, list[str]]:
     """What may be said if no candidate kept to its budget on the test prompts."""
     refuted = [one for one in small if one.refuted]
     if not small:
+        num = "" if num_validation is None else f"{num_validation} "
         return Verdict.INCONCLUSIVE, [
-            "The search found no vector that kept to the budget on the validation "
-            "prompts, so none was tried on those of the test: that is no proof that "
-            "there is none."
+            f"The search found no vector that surely kept to the budget on the {num}"
+            "validation prompts, so none was tried on those of the test. That is no "
+            "proof that there is none, and few prompts make nothing sure."
         ]
     if not refuted:
         tried = max(small, key=lambda one: one.candidate.budget)

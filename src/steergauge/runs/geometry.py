@@ -116,6 +116,12 @@ class Geometry:
         ]
 
     @property
+    def num_tokens(self) -> int:
+        """Mean number of response tokens of a text of F_bar, rounded."""
+        texts = self.continuations("unsteered", fit=True, whole=False)
+        return max(1, round(np.mean([len(text.response_ids) for text in texts])))
+
+    @property
     def unit(self) -> Float[Tensor, "1 d_model"]:
         """V at length 1, as the only row."""
         return (self.vector.direction.double() / self.vector.norm)[None]

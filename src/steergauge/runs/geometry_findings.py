@@ -1,7 +1,7 @@
 """T6 to T13: from what a run measured of its geometry to findings."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -133,7 +133,7 @@ class _Judge:
 
     def spectrum(self) -> Finding:
         geometry = self.geometry
-        return spectrum(
+        found = spectrum(
             Spectra(
                 values=geometry.spectrum.values.cpu().numpy(),
                 shares=self.shares,
@@ -143,11 +143,16 @@ class _Judge:
                 strength=geometry.strength,
                 effect=geometry.facts["effect"],
                 num_texts=geometry.unsteered.num_texts,
-                num_tokens=geometry.stages.spec.geometry_tokens,
+                num_tokens=geometry.num_tokens,
                 published=geometry.published["found"],
                 covariance=geometry.covariance,
             )
         )
+        failed = [
+            f"The published estimate could not be emulated in {reason}"
+            for reason in geometry.published["failed"]
+        ]
+        return replace(found, reasons=(*found.reasons, *failed))
 
     def nulls(self) -> Finding:
         rows = null_rays(self.geometry, self.seen.texts)
@@ -174,7 +179,7 @@ class _Judge:
                 values=survey.blocks,
                 floor=self.geometry.facts["floor"],
                 null_cosines=cosines if len(cosines) else None,
-                num_tokens=self.geometry.stages.spec.geometry_tokens,
+                num_tokens=self.geometry.num_tokens,
             )
         )
 
@@ -230,6 +235,7 @@ class _Judge:
                 manipulation=check.verdict if check else None,
                 budget=spec.budget,
                 radius=self.linearity.details["directions"]["v"]["radius"],
+                num_validation=len(self.seen.inputs.validation_prompts),
                 added=evidence.families(self.nats)["v_plus_perp"],
             ),
             seed=spec.seed,

@@ -291,8 +291,11 @@ def _not_run(inputs: Inputs) -> list[str]:
             f"The Fisher matrix is of {found} prompts; {asked} were asked for, and a "
             "power of two is used."
         )
-    if "methods" in spec.audits and not inputs.pairs:
-        missing.append("T13 compares methods on contrast pairs, and none were given.")
+    if spec.wants_geometry and len(inputs.pairs) < 2:
+        missing.append(
+            "T13 (methods) compares extraction methods on contrast pairs, and there "
+            "are none."
+        )
     if inputs.pairs and inputs.trait is None:
         missing.append(
             "Other-trait controls need a built-in trait; the pairs are your own."

@@ -289,7 +289,8 @@ def _ungrouped(named: Any) -> Any:
     names = named.split(",") if isinstance(named, str) else named
     if not isinstance(names, list | tuple):
         return named
-    each = [GROUPS.get(str(name).strip(), (name,)) for name in names]
+    plain = [name.strip() if isinstance(name, str) else name for name in names]
+    each = [GROUPS.get(str(name), (name,)) for name in plain]
     return [*dict.fromkeys(audit for group in each for audit in group)]
 
 
