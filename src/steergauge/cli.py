@@ -308,8 +308,8 @@ def audit(
     layers: Annotated[
         str | None,
         typer.Option(
-            help="A run for each of several blocks, such as 0,4,8, or all, and a page "
-            "over depth.",
+            help="A run for each of several blocks, such as 0,4,8, 2-6 or all, and a "
+            "page over depth.",
             rich_help_panel=WHERE,
         ),
     ] = None,
@@ -342,7 +342,10 @@ def audit(
     ] = None,
     geometry_prompts: Annotated[
         int | None,
-        typer.Option(help="Prompts of the Fisher matrix.", rich_help_panel=SIZES),
+        typer.Option(
+            help="Prompts of the Fisher matrix: the power of two below.",
+            rich_help_panel=SIZES,
+        ),
     ] = None,
     geometry_tokens: Annotated[
         int | None,
@@ -529,28 +532,25 @@ def main() -> None:
 def _layered(specs: Mapping[str, Any], layers: str) -> dict[str, Any]:
     """A spec for each of the layers that were named."""
     from steergauge.runs.estimate import model_size
-    from steergauge.runs.spec import layer_specs
+    from steergauge.runs.spec import layer_specs, layers_named
 
     (first, *rest) = specs.values()
-    if rest or first.layer is not None:
+    if rest:
         raise BadSpec(
-            "--layers was given with several traits, or with --layer.",
-            remedy="Sweep the layers of one trait at a time.",
+            f"--layers was given with {len(specs)} traits.",
+            remedy="Sweep the layers of one trait at a time: give a --trait.",
         )
-    if layers == "all":
-        size = model_size(
-            first.model,
-            revision=first.revision,
-            trust_remote_code=first.trust_remote_code,
-        )
-        return layer_specs(first, range(size.num_layers))
-    try:
-        named = [int(layer) for layer in layers.split(",")]
-    except ValueError as error:
+    if first.layer is not None:
         raise BadSpec(
-            f"--layers is {layers!r}; expected numbers such as 0,4,8, or all."
-        ) from error
-    return layer_specs(first, named)
+            f"--layers was given beside layer {first.layer}.",
+            remedy="Leave --layer out; add it to --layers if it is meant as well.",
+        )
+    size = model_size(
+        first.model,
+        revision=first.revision,
+        trust_remote_code=first.trust_remote_code,
+    )
+    return layer_specs(first, layers_named(layers, size.num_layers))
 
 
 def _audit(

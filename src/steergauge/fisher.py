@@ -131,8 +131,8 @@ def precision_floor(lm: LanguageModel, row: Row, *, shift: Shift) -> float:
     own = suffix_jacobian(lm, row, shift=shift)
     again = _recomputed(lm, row, shift, own.mode)
     error = replace(own, matrices=again.matrices - own.matrices)
-    in_sum = _top(_gram(error)) / _top(_gram(own))
-    in_metric = _top(error.fisher()) / _top(own.fisher())
+    in_sum = _share(_top(_gram(error)), _top(_gram(own)))
+    in_metric = _share(_top(error.fisher()), _top(own.fisher()))
     least = max(torch.finfo(lm.dtype).eps, linalg.resolution(lm.d_model))
     return max(math.sqrt(max(in_sum, in_metric)), least)
 
@@ -169,6 +169,11 @@ def _gram(jacobian: Jacobian) -> Float[Tensor, "d_model d_model"]:
     """The sum over k of J_k' J_k."""
     stacked = jacobian.matrices.flatten(0, 1)
     return stacked.T @ stacked
+
+
+def _share(part: float, whole: float) -> float:
+    """The quotient; 0 of a text whose output does not see the stream at all."""
+    return part / whole if whole > 0 else 0.0
 
 
 def _top(matrix: Square) -> float:

@@ -153,7 +153,7 @@ def suffix_jacobian(
 def layer_jacobians(
     lm: LanguageModel, row: Row, *, shifts: Sequence[Shift]
 ) -> list[Jacobian]:
-    """J_k of one text for each of several blocks, from one pass: `suffix_jacobian`s.
+    """J_k of one text for each of several blocks, from one pass.
 
     What flows back from z to the lowest block passes all others on its way, so that
     all blocks cost what the lowest one costs, in reverse mode.

@@ -185,7 +185,9 @@ def show_run(run: "Run") -> None:
         number = ""
         if finding.estimate is not None:
             seen = finding.estimate
-            number = f"{_short(seen.value)}\n[{_short(seen.low)}, {_short(seen.high)}]"
+            number = _short(seen.value)
+            if seen.low != seen.high:
+                number += f"\n[{_short(seen.low)}, {_short(seen.high)}]"
         verdict = Text(str(finding.verdict), VERDICT_STYLE[finding.verdict])
         table.add_row(finding.code, Text(finding.claim), Text(number), verdict)
     out.print(table)
@@ -200,7 +202,7 @@ def show_run(run: "Run") -> None:
                     style="yellow",
                 )
     probe = facts["probe"]
-    if probe:
+    if probe and "manipulation" in run.findings:
         out.print(
             f"Probe: {probe['name']}, AUC {probe['auc']:.2f} on "
             f"{probe['num_labelled']} labelled texts.",

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from steergauge import linalg
 from steergauge.audits.alternative import (
     FAR,
+    LARGEST,
     Alternatives,
     Candidate,
     alternative,
@@ -55,23 +57,26 @@ def searched(model: Softmax, v: np.ndarray, *budgets: float, **more) -> Alternat
     fit, validation, test = model.states(64), model.states(64), model.states(PROMPTS)
     matrix = torch.tensor(model.fisher(fit, v))
     step, zero = torch.tensor(v), np.zeros_like(v)
+    spectrum = linalg.spectrum(matrix)
     effect = model.nats(test, v, zero)
     candidates = []
     for budget in budgets:
         limit = budget * float(model.nats(validation, v, zero).mean())
         # A little is left for the intervals.
-        found = most_different(step, matrix, nats=0.8 * limit, shrinkage=0)
-        other, shrink = found.direction.numpy(), 1.0
-        while model.nats(validation, v, v + shrink * (other - v)).mean() > 0.8 * limit:
-            shrink *= 0.995
-        other = v + shrink * (other - v)
+        shrink = 1.0
+        planned = found = most_different(step, spectrum, nats=0.8 * limit, shrinkage=0)
+        while model.nats(validation, v, found.direction.numpy()).mean() > 0.8 * limit:
+            shrink *= 0.98
+            nats = shrink * 0.8 * limit
+            found = most_different(step, spectrum, nats=nats, shrinkage=0)
+        other = found.direction.numpy()
         controls = [
             same_cosine(step, torch.tensor(other), seed=s).numpy() for s in range(DRAWS)
         ]
         candidates.append(
             Candidate(
                 budget=budget,
-                cosine_planned=found.cosine,
+                cosine_planned=planned.cosine,
                 cosine=float(other @ v / np.linalg.norm(other) / np.linalg.norm(v)),
                 shrink=shrink,
                 norm=float(np.linalg.norm(other) / np.linalg.norm(v)),
@@ -126,7 +131,10 @@ def test_half_of_v_in_the_null_space_is_a_vector_across_v_that_does_the_same(see
     assert (
         found.details["candidates"][1]["control"][1] > 0.5 * found.details["effect"][0]
     )
+    assert [control.name for control in found.controls] == ["v", "same_cosine"]
     assert all(control.holds for control in found.controls)
+    # v costs what a random direction costs, so v + r costs v's whole effect.
+    assert found.details["added"][0] > 0.5 * found.details["effect"][0]
     angles = [one["angle_deg"] for one in found.details["candidates"]]
     assert angles == sorted(angles)
     assert "certain ones do nothing" in found.reasons[1]
@@ -147,6 +155,10 @@ def test_where_all_directions_count_alike_v_is_identified_within_13_degrees(seed
     found = alternative(seen)
     assert found.verdict is Verdict.IDENTIFIABLE
     assert "identifiable within 11 degrees" in found.reasons[1]
+    assert found.details["within_deg"] == found.details["best"]["angle_deg"]
+    assert "did not go further" in found.reasons[1]
+    # So near v a random vector may pass, and is no control.
+    assert [control.name for control in found.controls] == ["v"]
     assert found.estimate.value == pytest.approx(0.04, rel=0.05)
     assert found.details["control_predicted"] == pytest.approx(0.04, rel=0.03)
 
@@ -164,7 +176,7 @@ def test_where_v_is_all_that_is_seen_any_direction_would_do():
     # v' is v shortened and filled up with what nothing sees, and so is the control.
     assert seen.candidates[0].cosine < 0.9
     assert seen.candidates[0].norm == pytest.approx(1, abs=0.1)
-    assert {c.name: c.holds for c in found.controls}["same_cosine"] is False
+    assert "any direction would do" in found.reasons[1]
 
 
 def made(
@@ -180,7 +192,8 @@ def made(
     seed=0,
     floor=FLOOR,
     rho=1.0,
-    addition=None,
+    addition=0.3,
+    shrinks=(0.9, 0.9, 0.9),
     **more,
 ) -> Alternatives:
     """Tables of nats around planted shares of an effect, each prompt with its own."""
@@ -195,15 +208,15 @@ def made(
                 budget=budget,
                 cosine_planned=cosine - 0.1,
                 cosine=cosine,
-                shrink=0.9,
+                shrink=shrink,
                 norm=1.0,
                 predicted=0.01,
                 validation=0.02,
                 nats=cost * drawn(num),
                 control=control * drawn(draws, num),
             )
-            for cost, control, cosine, budget in zip(
-                costs, controls, cosines, budgets, strict=True
+            for cost, control, cosine, budget, shrink in zip(
+                costs, controls, cosines, budgets, shrinks[: len(costs)], strict=True
             )
         ],
         effect=drawn(num),
@@ -219,15 +232,24 @@ def made(
     [
         ({}, Verdict.STRUCTURED),
         ({"cosines": (0.51,)}, Verdict.IDENTIFIABLE),
-        ({"controls": (0.02,)}, Verdict.GENERIC),
-        # A control at the budget says neither.
-        ({"controls": (0.05,)}, Verdict.INCONCLUSIVE),
-        # One that passes near v is no news; random additions of v's length are.
-        ({"cosines": (0.9,), "controls": (0.02,)}, Verdict.IDENTIFIABLE),
+        ({"cosines": (0.5,)}, Verdict.STRUCTURED),
+        # What random additions of v's length do decides, and decides first.
+        ({"addition": 0.02}, Verdict.GENERIC),
         ({"cosines": (0.9,), "addition": 0.02}, Verdict.GENERIC),
-        ({"cosines": (0.9,), "addition": 0.3}, Verdict.IDENTIFIABLE),
         ({"costs": (0.2,), "addition": 0.02}, Verdict.GENERIC),
-        ({"addition": 0.02}, Verdict.STRUCTURED),
+        ({"addition": 0.05}, Verdict.INCONCLUSIVE),
+        ({"cosines": (0.9,)}, Verdict.IDENTIFIABLE),
+        # Random vectors at its cosine do not, while additions are known.
+        ({"controls": (0.02,)}, Verdict.STRUCTURED),
+        ({"controls": (0.05,)}, Verdict.STRUCTURED),
+        # Without additions they have to.
+        ({"addition": None}, Verdict.STRUCTURED),
+        ({"addition": None, "controls": (0.02,)}, Verdict.GENERIC),
+        ({"addition": None, "controls": (0.05,)}, Verdict.INCONCLUSIVE),
+        (
+            {"addition": None, "cosines": (0.9,), "controls": (0.02,)},
+            Verdict.IDENTIFIABLE,
+        ),
         # Not verified: at the budget nothing is said, beyond it the angle is excluded.
         ({"costs": (0.05,)}, Verdict.INCONCLUSIVE),
         ({"costs": (0.2,)}, Verdict.IDENTIFIABLE),
@@ -258,19 +280,67 @@ def test_the_verdict_is_of_the_widest_verified_angle_within_the_main_budget():
         "budgets": (0.01, 0.05, 0.2),
     }
     found = alternative(made(**many))
-    assert [one["verified"] for one in found.details["candidates"]] == [True] * 3
+    own, main = (
+        [one[key] for one in found.details["candidates"]]
+        for key in ("verified", "verified_main")
+    )
+    assert (own, main) == ([True] * 3, [True, True, False])
     assert found.details["best"]["cosine"] == 0.4
     assert found.details["best"]["angle_deg"] == pytest.approx(66.42, abs=0.01)
     assert found.estimate.value == pytest.approx(0.02, rel=0.05)
     strict = alternative(made(**many, budget=0.01))
     assert strict.verdict is Verdict.IDENTIFIABLE
     assert "within 37 degrees" in strict.reasons[1]
+    assert "From 66 degrees on, all candidates are surely beyond" in strict.reasons[1]
     loose = alternative(made(**many, budget=0.2))
     assert loose.details["best"]["cosine"] == -0.5
     failed = alternative(made(**many | {"costs": (0.005, 0.2, 0.1)}))
     assert failed.details["best"]["cosine"] == 0.8
     # The estimate stays that of the main budget, whether it passed or not.
     assert failed.estimate.value == pytest.approx(0.2, rel=0.05)
+
+
+def test_a_candidate_of_another_budget_counts_if_it_keeps_to_the_main_one():
+    pair = {"controls": (0.5, 0.5), "cosines": (0.8, 0.4)}
+    wider = alternative(made(costs=(0.02, 0.03), budgets=(0.05, 0.2), **pair))
+    assert wider.verdict is Verdict.STRUCTURED
+    assert wider.details["best"]["cosine"] == 0.4
+    assert "it was made for 20%" in wider.reasons[0]
+    # One that exceeds its own budget, and still keeps to the run's.
+    strict = alternative(made(costs=(0.02, 0.03), budgets=(0.01, 0.05), **pair))
+    (first, second) = strict.details["candidates"]
+    assert (first["verified"], first["verified_main"]) == (False, True)
+    assert (second["verified"], second["verified_main"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [(0.05, Verdict.INCONCLUSIVE), (0.1, Verdict.IDENTIFIABLE)],
+)
+def test_no_angle_is_named_while_a_wider_one_is_undecided(cost, expected):
+    planted = {
+        "controls": (0.5, 0.5),
+        "cosines": (0.9, 0.7),
+        "budgets": (0.05, 0.2),
+    }
+    found = alternative(made(costs=(0.02, cost), **planted))
+    assert found.details["best"]["cosine"] == 0.9
+    assert found.verdict is expected
+    # The undecided one is named, and decided ones are the ground of an angle.
+    assert ("at 46 degrees from v" in found.reasons[1]) == (cost == 0.05)
+    assert ("within 26 degrees" in found.reasons[1]) == (cost == 0.1)
+    refuted = alternative(made(costs=(0.2, cost), **planted))
+    assert refuted.details["best"] is None
+    assert refuted.verdict is expected
+
+
+def test_a_search_that_ended_at_its_limit_says_so():
+    found = alternative(made(shrinks=(LARGEST,)))
+    assert LARGEST == 8
+    assert "ended at its limit: at 8 times the budget" in found.reasons[-1]
+    other = alternative(made(shrinks=(0.99 * LARGEST,)))
+    assert len(other.reasons) == len(found.reasons) - 1
+    assert other.verdict is found.verdict
 
 
 def test_what_is_refuted_names_the_nearest_refuted_angle_and_no_best():
@@ -285,6 +355,7 @@ def test_what_is_refuted_names_the_nearest_refuted_angle_and_no_best():
     assert found.verdict is Verdict.IDENTIFIABLE
     assert found.details["best"] is None
     assert "within 26 degrees" in found.reasons[1]
+    assert found.details["within_deg"] == pytest.approx(25.84, abs=0.01)
     assert "no proof" in found.reasons[1]
 
 
@@ -297,10 +368,15 @@ def test_one_prompt_fewer_than_50_is_stated_as_nothing():
 
 
 def test_a_single_control_does_not_tell_structure_from_chance():
-    assert alternative(made(draws=2)).verdict is Verdict.STRUCTURED
-    found = alternative(made(draws=1))
+    assert alternative(made(draws=2, addition=None)).verdict is Verdict.STRUCTURED
+    found = alternative(made(draws=1, addition=None))
     assert found.verdict is Verdict.INCONCLUSIVE
     assert "whether any would is open" in found.reasons[1]
+    two, one = (
+        alternative(made(draws=draws, addition=0.02)).verdict for draws in (2, 1)
+    )
+    assert two is Verdict.GENERIC
+    assert one is not Verdict.GENERIC
 
 
 def test_preconditions_dominate():
@@ -346,8 +422,9 @@ def test_a_search_that_found_nothing_is_inconclusive():
     assert found.estimate is None
     assert "no proof" in found.reasons[0]
     above = alternative(made(budgets=(0.2,)))
-    assert above.verdict is Verdict.INCONCLUSIVE
-    assert above.details["candidates"][0]["verified"]
+    assert above.verdict is Verdict.STRUCTURED
+    # Nothing was made for the main budget, of which the estimate would be.
+    assert above.estimate is None
 
 
 def test_a_candidate_without_controls_is_refused():

@@ -184,9 +184,21 @@ def test_nats_of_the_representatives_are_reported_beside_vs_own():
     assert soft["relative"] == pytest.approx(soft["nats"][0] / effect[0])
     (control,) = found.controls
     assert control.holds
-    broken = nats | {"canonical": np.full(60, 0.2)}
-    (control,) = decomposition(dataclasses.replace(seen, nats=broken)).controls
-    assert not control.holds
+    # The budget is a share of v's own cost on these texts, and not tau of others.
+    for cost, holds in ((0.04, True), (0.2, False)):
+        other = nats | {"canonical": np.full(60, cost)}
+        for tau in (1e-3, 10.0):
+            apart = dataclasses.replace(seen, nats=other, tau=tau)
+            (control,) = decomposition(apart).controls
+            assert control.holds is holds
+            assert f"at most 5% of v's own {effect[0]:.3g} nats" in control.expected
+    alone = {"canonical": nats["canonical"]}
+    assert decomposition(dataclasses.replace(seen, nats=alone)).controls == ()
+    # Of a v that is all null nothing is left.
+    null = observed(np.eye(WIDTH)[-1], texts(np.where(FLAT.cumsum() < WIDTH, 1.0, 0.0)))
+    null = dataclasses.replace(null, nats=nats)
+    assert decomposition(null).details["hard"]["share"] == pytest.approx(1)
+    assert decomposition(null).controls == ()
     without = decomposition(dataclasses.replace(seen, nats={}))
     assert without.details["canonical"]["nats"] is None
     assert without.details["effect"] is None
@@ -215,6 +227,8 @@ def test_the_radius_holds_the_direction_that_the_pairs_come_from(num, noise):
         cosine = float(mean @ truth / np.linalg.norm(mean))
         angles.append(math.degrees(math.acos(cosine)))
         radii.append(found["radius_deg"])
+    told = " ".join(decomposition(of_pairs(differences)).reasons)
+    assert f"within {radii[-1]:.0f} degrees of the vector that ever more pairs" in told
     inside = np.mean(np.array(angles) <= np.array(radii))
     assert inside >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / repeats)
     # Nor does it hold everything: it is at most as wide as Student's factor makes it.
@@ -296,3 +310,37 @@ def test_the_finding_survives_json(values):
     assert Finding.from_json(told) == dataclasses.replace(
         found, details=told["details"]
     )
+
+
+def test_one_text_that_decides_and_few_texts_are_no_ground_for_a_verdict():
+    rng = np.random.default_rng(0)
+    d, num = 8, 40
+    values, v = np.ones(d), np.eye(d)[0]
+
+    def made(num, gain, trace) -> Decomposed:
+        return Decomposed(
+            direction=v,
+            values=values,
+            directions=np.eye(d),
+            floor=1e-7,
+            strength=1.0,
+            gain=gain,
+            trace=trace,
+            tau=0.01,
+        )
+
+    trace = 1 + 0.01 * rng.standard_normal(num)
+    plain = decomposition(made(num, 4 * trace, trace))
+    assert plain.verdict is Verdict.VISIBLE
+    assert plain.details["largest_text"]["share"] < 0.05
+    few = decomposition(made(20, 4 * trace[:20], trace[:20]))
+    assert few.verdict is Verdict.INCONCLUSIVE
+    assert "from 32 texts on" in few.reasons[-1]
+    # All that is seen of v is seen by one text, which holds most of the trace.
+    gain, heavy = 0.5 * trace, trace.copy()
+    gain[3], heavy[3] = 4000.0, 800.0
+    one = decomposition(made(num, gain, heavy))
+    assert one.details["largest_text"]["share"] > 0.9
+    assert one.details["largest_text"]["rho_without"] < 1
+    assert one.verdict is Verdict.INCONCLUSIVE
+    assert any("One text of 40 holds 95%" in reason for reason in one.reasons)

@@ -193,6 +193,27 @@ def test_a_grid_that_ends_before_the_strength_in_use_decides_nothing():
     assert "at least" in seen.reasons[0]
 
 
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_theory_reaches_the_strength_in_use_by_two_steps_below_it_or_more(num):
+    steps = np.array([0.25, 0.5, 1.5, 3.0])[2 - num :]
+    quadratic = np.ones(20)
+    nats = np.repeat(steps[:, None] ** 2, 20, axis=1)
+    seen = found(LinearRay(steps, nats, quadratic, np.zeros_like(nats)))
+    # Not vacuous: no step departs from theory, up to three times the strength in use.
+    assert seen.estimate.value == pytest.approx(3)
+    assert seen.verdict is (Verdict.LOCAL if num == 2 else Verdict.INCONCLUSIVE)
+    assert ("told from rounding" in " ".join(seen.reasons)) is (num < 2)
+
+
+def test_steps_that_rounding_hides_do_not_count_toward_the_two():
+    steps = np.array([0.25, 0.5, 1.0, 2.0])
+    nats = np.repeat(steps[:, None] ** 2, 20, axis=1)
+    ray = LinearRay(steps, nats, np.ones(20), np.zeros_like(nats))
+    assert found(ray).verdict is Verdict.LOCAL
+    # A hundred floors are between the costs of steps 0.5 and 1.
+    assert found(ray, floor=0.5 / INFORMATIVE).verdict is Verdict.INCONCLUSIVE
+
+
 def test_the_shortest_step_agrees_with_f_or_the_control_does_not_hold():
     ray = binary(EVEN, 1.0)
     assert found(ray).controls[0].holds

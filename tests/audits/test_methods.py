@@ -147,7 +147,7 @@ def test_a_constant_added_to_v_leaves_one_class_in_a_layernorm_model():
     drawn = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(2))
     v = SteeringVector(drawn - drawn.mean(), Site(1))
     vectors = {"v": v, "v + c 1": shifted(lm, v, size=3 * v.norm)}
-    ids, mask = ids_and_mask(*[6] * 8)
+    ids, mask = ids_and_mask(*[6] * 50)
     rows = [(row.tolist(), 6) for row in ids]
     metrics = [suffix_jacobian(lm, row, shift=Shift(Site(1))).fisher() for row in rows]
 
@@ -209,8 +209,8 @@ def test_at_the_threshold_either_claim_is_made_no_more_often_than_its_level():
     verdicts = []
     for seed in range(NUM_STUDIES):
         rng = np.random.default_rng(seed)
-        effect = rng.gamma(4, 0.25, 40)
-        nats = 0.05 * effect * rng.gamma(4, 0.25, 40)
+        effect = rng.gamma(4, 0.25, PROMPTS)
+        nats = 0.05 * effect * rng.gamma(4, 0.25, PROMPTS)
         verdicts.append(methods(stated({"u": nats}, effect, {"u": 0.9})).verdict)
     assert verdicts.count(Verdict.INCONCLUSIVE) > NUM_STUDIES / 2
     # A level of 2.5 % each, seen with a standard error of 1.1 %.
@@ -219,23 +219,85 @@ def test_at_the_threshold_either_claim_is_made_no_more_often_than_its_level():
     assert verdicts.count(Verdict.SEVERAL) / NUM_STUDIES <= allowed
 
 
-ONES = np.ones(20)
+ONES = np.ones(PROMPTS)
 
 
-def test_links_connect_and_measured_pairs_come_before_predicted_ones():
+def test_measured_pairs_come_before_predicted_ones():
     # Predicted, u is as far from v as cos = 0.9 makes it, 0.2; measured, it is near.
     near = methods(stated({"u": 0.01 * ONES}, ONES, {"u": 0.9}))
     assert near.verdict is Verdict.ONE_CLASS
     assert "errs by up to 0.19" in near.reasons[1]
-    # w is near u by prediction and far from v by measurement: u connects them.
+    assert near.details["prediction_error"] == pytest.approx(0.19)
+
+
+def test_what_was_measured_apart_from_v_is_not_linked_to_it_by_a_prediction():
+    # w is near u by prediction and far from v by measurement, which has the say.
     chain = {"u": 0.98, "w": 0.94}
-    links = methods(stated({"u": 0.04 * ONES, "w": 0.12 * ONES}, ONES, chain))
-    assert links.details["classes"] == [["v", "u", "w"]]
-    broken = methods(
-        stated({"u": 0.04 * ONES, "w": 0.12 * ONES}, ONES, {**chain, "w": 0.5})
+    seen = stated({"u": 0.04 * ONES, "w": 0.12 * ONES}, ONES, chain)
+    found = methods(seen)
+    predicted = 2 * (1 - entry(found, "cosine_fisher", "u", "w"))
+    assert predicted < found.details["threshold"]
+    assert found.details["classes"] == [["v", "u"], ["w"]]
+    assert found.verdict is Verdict.SEVERAL
+
+
+def test_links_connect_what_is_apart_from_v():
+    chain = {"u": 0.5, "w": 0.4, "x": 0.3}
+    nats = {name: 2 * (1 - cosine) * ONES for name, cosine in chain.items()}
+    found = methods(stated(nats, ONES, chain))
+    # u and x are further from each other than the threshold, and w is near both.
+    assert 2 * (1 - entry(found, "cosine_fisher", "u", "x")) > 0.04
+    options = {"threshold": 0.02}
+    linked = methods(stated(nats, ONES, chain, **options))
+    assert linked.details["classes"] == [["v"], ["u", "w", "x"]]
+    assert linked.details["num_classes"] == [2, 2, 2]
+    apart = methods(stated(nats, ONES, {**chain, "w": -0.4}, **options))
+    assert apart.details["classes"] == [["v"], ["u"], ["w"], ["x"]]
+
+
+def test_predictions_are_as_uncertain_as_they_were_found_to_be_with_v():
+    # By cosine 0.04 from v, where the threshold is 0.05; u was not measured with v.
+    cosine = {"u": 0.98, "near": 0.995}
+    right = stated({"near": 0.01 * ONES}, ONES, cosine)
+    assert methods(right).verdict is Verdict.ONE_CLASS
+    # A prediction that errs by 0.02 with v may err so with u.
+    wrong = stated({"near": 0.03 * ONES}, ONES, cosine)
+    found = methods(wrong)
+    assert found.details["prediction_error"] == pytest.approx(0.02)
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.details["num_classes"][1:] == [1, 2]
+    assert "1 at the lower ends" in found.reasons[1]
+    # Nothing that was measured says how predictions err, and so they say nothing.
+    unchecked = methods(stated({}, ONES, cosine))
+    assert unchecked.details["prediction_error"] is None
+    assert unchecked.verdict is Verdict.INCONCLUSIVE
+    # What a null was predicted to cost is no measure of it.
+    null = stated(
+        {"near": 0.01 * ONES, "sign_flip": 9 * ONES}, ONES, {**cosine, "sign_flip": 0}
     )
-    assert broken.details["classes"] == [["v", "u"], ["w"]]
-    assert broken.verdict is Verdict.SEVERAL
+    assert methods(null).details["prediction_error"] == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("ratio", "verdict"), [(0.01, "ONE CLASS"), (0.5, "SEVERAL")])
+def test_classes_are_stated_from_fifty_prompts_on(ratio, verdict):
+    for num in (49, 50):
+        effect = np.ones(num)
+        found = methods(stated({"u": ratio * effect}, effect, {"u": 1 - ratio / 2}))
+        if num == 50:
+            assert found.verdict.startswith(verdict)
+        else:
+            assert found.verdict is Verdict.INCONCLUSIVE
+            assert "stated from 50 on" in found.reasons[1]
+
+
+@pytest.mark.parametrize(("floor", "enough"), [(0.9, True), (1.1, False)])
+def test_a_budget_that_rounding_reaches_is_uninformative(floor, enough):
+    # A twentieth of v's effect is 1 nat. (v itself is above ten floors in both.)
+    effect = 20 * ONES
+    assert effect.min() > 10 * floor
+    found = methods(stated({"u": 0.2 * ONES}, effect, {"u": 0.995}, floor=floor))
+    assert found.verdict is (Verdict.ONE_CLASS if enough else Verdict.UNINFORMATIVE)
+    assert ("rounding alone" in found.reasons[0]) is not enough
 
 
 def test_a_null_in_the_class_of_v_takes_the_claim_away():

@@ -11,7 +11,7 @@ from steergauge.audits.finding import Finding, Verdict
 from steergauge.audits.nulls import RELATIVE_BUDGET, Ray, nulls
 
 STEPS = np.array([0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 100.0])
-D_MODEL, D_VOCAB, PROMPTS = 16, 12, 40
+D_MODEL, D_VOCAB, PROMPTS = 16, 12, 50
 SEEN, WEAK, SQUARED, UNREAD = range(10), 12, 13, 14
 CLASSES = {
     "seen": Verdict.VISIBLE,
@@ -192,14 +192,30 @@ def test_the_verdict_is_the_strongest_class_of_a_candidate(planted, names, expec
     assert [control.holds for control in found.controls] == [True, True]
 
 
-def test_references_are_no_candidates(planted):
+def test_references_are_no_candidates_and_no_other_name_is_a_reference(planted):
     rays, effect = planted[0]
     # The strongest null of all, under the name of a reference.
-    given = {"seen": rays["seen"], "v": rays["v"], "random[0]": rays["unread"]}
-    found = nulls(given, effect=effect)
-    assert found.verdict is Verdict.VISIBLE
-    (control,) = found.controls
-    assert (control.name, control.holds) == ("random[0]", False)
+    given = {"seen": rays["seen"], "v": rays["unread"]}
+    assert nulls(given, effect=effect).verdict is not Verdict.EXACT_NULL
+    # A file of a user's may be called what it likes.
+    found = nulls({"seen": rays["seen"], "random_walk": rays["unread"]}, effect=effect)
+    assert found.verdict is Verdict.EXACT_NULL
+    assert found.controls == ()
+
+
+@pytest.mark.parametrize("name", ["unread", "squared"])
+def test_a_random_direction_that_is_null_takes_the_claim_away(planted, name):
+    rays, effect = planted[0]
+    given = {"unread": rays["unread"], "v": rays["v"]}
+    held = nulls({**given, "random": rays["random"]}, effect=effect)
+    assert held.verdict is Verdict.EXACT_NULL
+    found = nulls({**given, "random": rays[name]}, effect=effect)
+    assert found.verdict is Verdict.UNINFORMATIVE
+    assert "random direction" in found.reasons[0]
+    assert [control.holds for control in found.controls] == [False]
+    # It may cost little, as v may be far above what random directions do.
+    cheap = nulls({**given, "random": rays["weak"]}, effect=effect)
+    assert cheap.verdict is Verdict.EXACT_NULL
 
 
 def test_a_random_direction_of_a_model_is_never_an_exact_or_first_order_null():
@@ -214,7 +230,7 @@ def test_a_random_direction_of_a_model_is_never_an_exact_or_first_order_null():
         assert found.verdict is Verdict.VISIBLE
 
 
-def test_a_direction_that_one_prompt_of_forty_sees_is_no_null():
+def test_a_direction_that_one_prompt_of_fifty_sees_is_no_null():
     # As a null of one's own prompt is, on other prompts.
     ray = power(2.0, cost=1.0)
     lonely = np.where(np.arange(PROMPTS) == 0, ray.nats, 0.0)

@@ -189,6 +189,18 @@ def test_a_single_number_of_texts_says_nothing_of_falling():
     assert saturation(diagonal([1.0, 1.0])).verdict is Verdict.FULL
 
 
+@pytest.mark.parametrize("num", [2, 4, 8, 16])
+def test_a_shared_null_space_is_stated_from_eight_texts_on(num):
+    found = saturation(diagonal(*[[1.0, 1.0, 0.0]] * num))
+    # Not vacuous: all else that a shared null space needs is there.
+    assert null_dims(found)[-2:] == [1, 1]
+    enough = num >= 8
+    assert found.verdict is (Verdict.SHARED_NULL if enough else Verdict.INCONCLUSIVE)
+    assert ("stated from 8 texts on" in " ".join(found.reasons)) is not enough
+    missed = 1 - 0.05 ** (1 / num)
+    assert f"seen by {missed:.0%} of such texts" in found.reasons[1]
+
+
 def test_the_floor_decides_what_is_null():
     rows = [[1.0, 0.5, 1e-2]] * 8
     assert saturation(diagonal(*rows)).verdict is Verdict.FULL

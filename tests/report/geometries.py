@@ -153,6 +153,7 @@ def alternative(verdict: Verdict = Verdict.STRUCTURED) -> Finding:
             "predicted": 0.8 * budget, "validation": 0.9 * nats,
             "nats": [nats, 0.8 * nats, 1.2 * nats],
             "control": [0.4, 0.35, 0.45], "verified": budget < 0.1,
+            "verified_main": budget < 0.1,
         }  # fmt: skip
 
     details = {
@@ -160,7 +161,9 @@ def alternative(verdict: Verdict = Verdict.STRUCTURED) -> Finding:
                        candidate(0.2, 0.1, 0.2)],
         "effect": [0.8, 0.7, 0.9], "budget": 0.05, "rho": 6.9,
         "best": {"cosine": 0.42, "angle_deg": math.degrees(math.acos(0.42))},
-        "generic_limit": 1 / 6.9, "radius": 1.4,
+        "within_deg": math.degrees(math.acos(0.42))
+        if verdict is Verdict.IDENTIFIABLE else None,
+        "generic_limit": 1 / 6.9, "radius": 1.4, "added": [0.12, 0.1, 0.14],
     }  # fmt: skip
     return finding("alternative", "T10", verdict, details, (0.031, 0.025, 0.038))
 
@@ -249,7 +252,7 @@ def _unknown(value: Any) -> Any:
 
 def rows(texts: tuple[str, ...] = ("Therefore it rains.", "gonna rain")) -> list:
     """Texts of the four arms to three prompts, and what the page must not show."""
-    arms = ("v", "most_different[0]", "same_cosine[0]", "unsteered", "random[0]")
+    arms = ("v", "most_different", "same_cosine[0]", "unsteered", "random[0]")
     made = [
         {
             "stage": stage, "arm": arm, "prompt_index": index,
@@ -263,4 +266,4 @@ def rows(texts: tuple[str, ...] = ("Therefore it rains.", "gonna rain")) -> list
         for sample in range(2)
     ]  # fmt: skip
     return [row for row in made if (row["arm"], row["prompt_index"])
-            != ("most_different[0]", 1)]  # fmt: skip
+            != ("most_different", 1)]  # fmt: skip

@@ -25,7 +25,7 @@ SMALL = {
     "num_dose_prompts": 2,
     "samples": 1,
     "max_new_tokens": 3,
-    "geometry_prompts": 4,
+    "geometry_prompts": 8,
     "geometry_tokens": 2,
     "alpha": 1.0,
     "audits": "geometry",
@@ -204,7 +204,7 @@ def test_dead_coordinates_are_null_to_first_order(run_of, tmp_path):
     run = run_of(
         model.lm, v, audits="nulls,saturation", against=(str(rival),), num_prompts=4
     )
-    dead = details(run, "nulls")["directions"]["dead"]
+    dead = details(run, "nulls")["directions"]["against[dead]"]
     assert dead["class"] == Verdict.FIRST_ORDER_NULL
     assert dead["slope"] == pytest.approx(4, abs=0.3)
     assert run.findings["nulls"].verdict is Verdict.FIRST_ORDER_NULL

@@ -1,24 +1,29 @@
 """T10, how far from v a vector can point that writes what v writes.
 
 A vector v' of v's norm that costs at most tau nats by v's Fisher matrix, at the
-largest angle that this allows (`geometry.most_different`), was backed off on other
+largest angle that this allows (`geometry.most_different`), had its tau scaled on other
 prompts until its true divergence agreed, and is judged on a third set ::
 
     K(v || v')  <=  budget x K(v || unsteered)        at the unfavourable ends of both
 
-Beside it stand random vectors at the same cosine and norm. By the same quadratic, with
-rho = rho_F the cost of v over that of a random direction, they cost ::
+Is that *structure*, so that certain directions do nothing, or would any direction do?
+A vector of v's norm at 60 degrees lies ||v|| away from v, and so does v + r with r a
+random vector across v of its length. By the quadratic, with rho = rho_F the cost of v
+over that of a random direction, v + r costs 1 / rho of what v does. The freedom is
+*generic* if v + r stays within the budget, and has a structure if v' at 60 degrees or
+more does and v + r surely does not.
+
+Random vectors at the cosine and norm of v' are shown beside it. They cannot stay within
+a small budget at such an angle, for they give up part of v itself ::
 
     (1 - cos)^2 + (1 - cos^2) / rho       of what v does,   2 (1 - cos) at rho = 1
 
-If they fail where v' passes, the freedom has a *structure*: certain directions do
-nothing. It is *generic* if any direction would do: if random vectors across v of its
-length, added to v, stay within the budget, which costs 1 / rho of v's effect by the
-quadratic. That the search found no v' at a larger angle is no proof that there is none.
+so they decide only where nothing was added to v. That the search found no v' at a
+larger angle is no proof that there is none.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +33,7 @@ from jaxtyping import Float
 from steergauge.audits.comparison import MINIMUM_DIRECTIONS, MINIMUM_PROMPTS
 from steergauge.audits.finding import Control, Finding, Verdict
 from steergauge.errors import InputError
+from steergauge.geometry.search import MOST
 from steergauge.statistics import Draws, Estimate, estimate, two_way_bootstrap
 
 RELATIVE_BUDGET = 0.05
@@ -35,6 +41,13 @@ FLOOR_FACTOR = 10
 
 FAR = 0.5
 """Cosine from which on a vector counts as another direction: 60 degrees."""
+
+LARGEST = 2**MOST
+"""Most by which the search multiplies a budget by the Fisher matrix."""
+
+_PLANNED = (
+    "budget", "cosine_planned", "cosine", "shrink", "norm", "predicted", "validation",
+)  # fmt: skip
 
 Nats = Float[np.ndarray, " prompts"]
 
@@ -46,9 +59,10 @@ class Candidate:
     Attributes:
         budget: share of v's effect that it may cost.
         cosine_planned: with v, at the optimum of the quadratic model.
-        cosine: with v, after backing off on the validation prompts.
-        shrink: share of its budget by the Fisher matrix that was kept when it was
-            backed off; 1 if all.
+        cosine: with v, after its budget was scaled on the validation prompts.
+        shrink: factor on its budget by the Fisher matrix that the validation prompts
+            allowed, from 2^-8 to 2^3. Above 1 the quadratic model overestimates what
+            the vector costs.
         norm: ||v'|| / ||v||.
         predicted: nats by the Fisher matrix that it was made with.
         validation: nats on the validation prompts.
@@ -82,12 +96,12 @@ class Alternatives:
         effect: K(v || unsteered) of the same test prompts.
         floor: kappa_0, the nats between two compute paths of one arm.
         rho: rho_F of v.
-        manipulation: verdict of T1 on v; None if it was not run.
+        manipulation: verdict of T1 on v; None if it was not asked.
         budget: the one that the verdict is about.
         radius: up to which length the quadratic model holds, in multiples of
             ||alpha v||; None if unknown.
         added: K(v || v + r) of random vectors r across v of its length, a row each;
-            None if there are none.
+            None if there are none. A single one counts as none.
         num_validation: prompts that the candidates were checked on.
     """
 
@@ -103,60 +117,56 @@ class Alternatives:
 
 
 @dataclass(frozen=True, slots=True)
+class _Budget:
+    """A share of v's effect, at the unfavourable ends of both intervals."""
+
+    share: float
+    effect: Estimate
+
+    def holds(self, nats: Estimate) -> bool:
+        """Whether it is surely kept to."""
+        return nats.high <= self.share * self.effect.low
+
+    def breaks(self, nats: Estimate) -> bool:
+        """Whether it is surely exceeded."""
+        return nats.low > self.share * self.effect.high
+
+
+@dataclass(frozen=True, slots=True)
 class _Judged:
-    """A candidate beside its own budget."""
+    """A candidate beside the budget of the run."""
 
     candidate: Candidate
     nats: Estimate
     control: Estimate
-    effect: Estimate
+    main: _Budget
     relative: Draws
 
     @property
     def verified(self) -> bool:
-        return self._within(self.nats)
+        return self.main.holds(self.nats)
 
     @property
     def refuted(self) -> bool:
-        return self._beyond(self.nats)
-
-    @property
-    def control_passes(self) -> bool:
-        return self._enough and self._within(self.control)
-
-    @property
-    def control_fails(self) -> bool:
-        return self._enough and self._beyond(self.control)
-
-    @property
-    def _enough(self) -> bool:
-        return len(self.candidate.control) >= MINIMUM_DIRECTIONS
-
-    def _within(self, nats: Estimate) -> bool:
-        return nats.high <= self.candidate.budget * self.effect.low
-
-    def _beyond(self, nats: Estimate) -> bool:
-        return nats.low > self.candidate.budget * self.effect.high
+        return self.main.breaks(self.nats)
 
     def to_json(self) -> dict[str, Any]:
         own = self.candidate
         return {
-            "budget": own.budget,
-            "cosine_planned": own.cosine_planned,
-            "cosine": own.cosine,
+            **{name: getattr(own, name) for name in _PLANNED},
             "angle_deg": own.angle,
-            "shrink": own.shrink,
-            "norm": own.norm,
-            "predicted": own.predicted,
-            "validation": own.validation,
             "nats": _plain(self.nats),
             "control": _plain(self.control),
-            "verified": self.verified,
+            "verified": _Budget(own.budget, self.main.effect).holds(self.nats),
+            "verified_main": self.verified,
         }
 
 
 def alternative(seen: Alternatives, *, seed: int = 0) -> Finding:
     """Whether a vector that points elsewhere writes what v writes.
+
+    Every candidate is held against the run's budget, also one that was made for
+    another; its own is told beside it.
 
     Args:
         seen: candidates, and what they have to keep to.
@@ -169,25 +179,24 @@ def alternative(seen: Alternatives, *, seed: int = 0) -> Finding:
     effect, judged = _judged(seen, seed)
     small = [one for one in judged if one.candidate.budget <= seen.budget]
     main = max(small, key=lambda one: one.candidate.budget, default=None)
-    verified = [one for one in small if one.verified]
-    best = min(verified, key=lambda one: one.candidate.cosine, default=None)
-    added = _added(seen, effect, seed)
-    verdict, reasons = _judge(seen, effect, small, best, added)
+    best = max((one for one in judged if one.verified), key=_angle, default=None)
+    added = _added(seen, seed)
+    verdict, reasons = _judge(seen, effect, judged, best, added)
     shown = best or main
     expected = _expected(shown, seen.rho)
     return Finding(
         audit="alternative",
         code="T10",
         subject="",
-        claim=f"A vector at {math.degrees(math.acos(FAR)):.0f} degrees from v or more "
-        f"writes what v writes (KL at most {seen.budget:.0%} of what v changes).",
+        claim="A vector that points elsewhere writes what v writes (KL at most "
+        f"{seen.budget:.0%} of what v changes).",
         quantity="K(v || v') / K(v || unsteered) of the candidate at the main budget",
         estimate=_relative(main, effect),
         null=""
         if expected is None
         else f"{expected:.3g}, as a random vector at the same angle by rho_F",
         verdict=verdict,
-        reasons=tuple(reasons),
+        reasons=(*reasons, *_limits(main, seen.radius, verdict)),
         controls=_controls(shown, effect, seen.floor),
         num_prompts=len(seen.effect),
         num_samples=1,
@@ -198,8 +207,11 @@ def alternative(seen: Alternatives, *, seed: int = 0) -> Finding:
             "rho": seen.rho,
             "best": best
             and {"cosine": best.candidate.cosine, "angle_deg": best.candidate.angle},
+            "within_deg": _angle(_last(judged, best))
+            if verdict is Verdict.IDENTIFIABLE
+            else None,
             "generic_limit": 1 / seen.rho if seen.rho > 0 else None,
-            "added": _plain(added.nats) if added else None,
+            "added": _plain(added) if added else None,
             "radius": seen.radius,
             "control_predicted": expected,
         },
@@ -231,71 +243,81 @@ def _judged(seen: Alternatives, seed: int) -> tuple[Estimate, list[_Judged]]:
             one,
             means[f"nats {i}"],
             means[f"control {i}"],
-            means["effect"],
+            _Budget(seen.budget, means["effect"]),
             np.maximum(draws[f"nats {i}"], 0.0) / effects,
         )
         for i, one in enumerate(seen.candidates)
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Added:
-    """What random additions to v cost, and whether that is surely within the budget."""
-
-    nats: Estimate
-    within: bool
-
-    @property
-    def told(self) -> str:
-        return (
-            "A random vector across v of v's length, added to v, costs "
-            f"{self.nats.value:.3g} [{self.nats.low:.3g}, {self.nats.high:.3g}] nats"
-        )
+def _angle(one: _Judged | None) -> float:
+    """Of v itself, 0."""
+    return one.candidate.angle if one else 0.0
 
 
-def _added(seen: Alternatives, effect: Estimate, seed: int) -> _Added | None:
+def _last(judged: Sequence[_Judged], best: _Judged | None) -> _Judged | None:
+    """The widest that does what v does, or else the nearest that surely does not."""
+    refuted = (one for one in judged if one.refuted)
+    return best or min(refuted, key=_angle, default=None)
+
+
+def _added(seen: Alternatives, seed: int) -> Estimate | None:
+    """What random additions to v cost; None if there are too few of them."""
     if seen.added is None or len(seen.added) < MINIMUM_DIRECTIONS:
         return None
     draws = two_way_bootstrap({"": seen.added}, seed=seed)[""]
-    nats = _not_negative(estimate(seen.added, draws))
-    return _Added(nats, within=nats.high <= seen.budget * effect.low)
+    return _not_negative(estimate(seen.added, draws))
 
 
 def _judge(
     seen: Alternatives,
     effect: Estimate,
-    small: Sequence[_Judged],
+    judged: Sequence[_Judged],
     best: _Judged | None,
-    added: _Added | None,
+    added: Estimate | None,
 ) -> tuple[Verdict, list[str]]:
     precondition = _precondition(seen, effect)
     if precondition:
         return Verdict.UNINFORMATIVE, [precondition]
-    if best is None:
-        verdict, reasons = _nothing(small, seen.num_validation)
-    else:
-        verdict, reason = _kind(best)
+    if added is not None and _Budget(seen.budget, effect).holds(added):
+        verdict, reasons = Verdict.GENERIC, [
+            *([_told(best)] if best else []),
+            f"{_told_added(added)}, surely within the budget: any direction would do, "
+            "up to 45 degrees from v.",
+        ]  # fmt: skip
+    elif best is not None and best.candidate.cosine <= FAR:
+        verdict, reason = _kind(best, added)
         reasons = [_told(best), reason]
-    if added is not None and added.within and verdict is not Verdict.STRUCTURED:
-        verdict = Verdict.GENERIC
-        reasons = [
-            *reasons[: best is not None],
-            f"{added.told}, within the budget: any direction would do, up to 45 "
-            "degrees from v.",
-        ]
+    elif not judged:
+        verdict, reasons = Verdict.INCONCLUSIVE, [_nothing(seen.num_validation)]
+    else:
+        verdict, reasons = _searched(judged, best)
     num = len(seen.effect)
     if num < MINIMUM_PROMPTS and verdict is not Verdict.INCONCLUSIVE:
         reasons.append(
             f"That is on {num} prompts; it is stated from {MINIMUM_PROMPTS} on."
         )
         verdict = Verdict.INCONCLUSIVE
-    if seen.radius is not None and seen.radius < 1:
-        reasons.append(
-            f"The quadratic model that proposed the candidates holds up to "
-            f"{seen.radius:.2f} of ||alpha v|| only, so better ones may exist; what "
-            "was verified was measured, and stands."
-        )
     return verdict, reasons
+
+
+def _limits(
+    main: _Judged | None, radius: float | None, verdict: Verdict
+) -> Iterator[str]:
+    """Where the making of the candidates ended, and may have missed a wider angle."""
+    if verdict is Verdict.UNINFORMATIVE:
+        return
+    if main is not None and main.candidate.shrink >= LARGEST:
+        yield (
+            f"The search ended at its limit: at {LARGEST:.0f} times the budget by the "
+            "Fisher matrix the true cost still kept to it, so a wider angle may do."
+        )
+    if radius is not None and radius < 1:
+        yield (
+            f"The quadratic model that proposed the candidates holds up to "
+            f"{radius:.2f} of ||alpha v|| only, so better ones may exist; what was "
+            "verified was measured, and stands."
+        )
 
 
 def _precondition(seen: Alternatives, effect: Estimate) -> str | None:
@@ -320,68 +342,83 @@ def _precondition(seen: Alternatives, effect: Estimate) -> str | None:
     return None
 
 
-def _nothing(
-    small: Sequence[_Judged], num_validation: int | None
+def _nothing(num_validation: int | None) -> str:
+    num = "" if num_validation is None else f"{num_validation} "
+    return (
+        f"The search found no vector that surely kept to the budget on the {num}"
+        "validation prompts, so none was tried on those of the test. That is no "
+        "proof that there is none, and few prompts make nothing sure."
+    )
+
+
+def _kind(best: _Judged, added: Estimate | None) -> tuple[Verdict, str]:
+    """What a far vector says of v: by random additions, or else by its control."""
+    main, cost, enough = best.main, added, True
+    if cost is not None:
+        told = _told_added(cost)
+    else:
+        cost, enough = best.control, len(best.candidate.control) >= MINIMUM_DIRECTIONS
+        told = f"Random vectors at its cosine and norm cost {_interval(cost)}"
+    if enough and main.holds(cost):
+        return Verdict.GENERIC, f"{told} and pass too: any direction would do."
+    if enough and main.breaks(cost):
+        return Verdict.STRUCTURED, (
+            f"{told}, surely beyond the budget: not any direction would do, but "
+            "certain ones do nothing."
+        )
+    return Verdict.INCONCLUSIVE, (
+        f"{told}, which does not tell whether that is within the budget: another "
+        "direction does what v does, but whether any would is open."
+    )
+
+
+def _searched(
+    judged: Sequence[_Judged], best: _Judged | None
 ) -> tuple[Verdict, list[str]]:
-    """What may be said if no candidate kept to its budget on the test prompts."""
-    refuted = [one for one in small if one.refuted]
-    if not small:
-        num = "" if num_validation is None else f"{num_validation} "
+    """Within which angle the search leaves v, if no far vector does what v does."""
+    last = _last(judged, best)
+    wider = [one for one in judged if last is None or _angle(one) > _angle(last)]
+    undecided = [one for one in wider if not one.refuted]
+    if last is None or undecided:
         return Verdict.INCONCLUSIVE, [
-            f"The search found no vector that surely kept to the budget on the {num}"
-            "validation prompts, so none was tried on those of the test. That is no "
-            "proof that there is none, and few prompts make nothing sure."
+            *([_told(last)] if last else []),
+            _told(max(undecided, key=_angle)),
+            "The intervals do not decide whether that last one is within the budget, "
+            "so no angle can be named beyond which nothing does what v does.",
         ]
-    if not refuted:
-        tried = max(small, key=lambda one: one.candidate.budget)
-        return Verdict.INCONCLUSIVE, [
-            _told(tried),
-            "The intervals do not decide whether that is within its budget.",
-        ]
-    nearest = max(refuted, key=lambda one: one.candidate.cosine)
+    if best is None:
+        why = "That is surely beyond the budget, and no candidate surely kept to it"
+    elif wider:
+        nearest = _angle(min(wider, key=_angle))
+        why = f"From {nearest:.0f} degrees on, all candidates are surely beyond it"
+    else:
+        why = "The search did not go further than this angle"
     return Verdict.IDENTIFIABLE, [
-        _told(nearest),
-        "That exceeds its budget at both ends of the intervals, and no candidate kept "
-        f"to its own: identifiable within {nearest.candidate.angle:.0f} degrees as far "
-        "as this search goes, which is no proof.",
+        _told(last),
+        f"{why}: identifiable within {_angle(last):.0f} degrees as far as this search "
+        "goes, which is no proof.",
     ]
 
 
-def _kind(best: _Judged) -> tuple[Verdict, str]:
-    """What a verified candidate says of v, by its angle and its control."""
-    own, control = best.candidate, best.control
-    random = (
-        f"Random vectors at its cosine and norm cost {control.value:.3g} "
-        f"[{control.low:.3g}, {control.high:.3g}] nats"
-    )
-    far = own.cosine <= FAR
-    if far and best.control_passes:
-        return Verdict.GENERIC, f"{random} and pass too: any direction would do."
-    if far and best.control_fails:
-        return Verdict.STRUCTURED, (
-            f"{random} and fail: not any direction would do, but certain ones do "
-            "nothing."
-        )
-    if far:
-        return Verdict.INCONCLUSIVE, (
-            f"{random}, which does not tell whether they pass: another direction does "
-            "what v does, but whether any would is open."
-        )
-    return Verdict.IDENTIFIABLE, (
-        f"No vector at a larger angle was verified: identifiable within "
-        f"{own.angle:.0f} degrees as far as this search goes, which is no proof."
-    )
-
-
 def _told(one: _Judged) -> str:
-    own, nats, effect = one.candidate, one.nats, one.effect
+    own, nats, main = one.candidate, one.nats, one.main
+    made = "" if own.budget == main.share else f" (it was made for {own.budget:.0%})"
     return (
         f"A vector at {own.angle:.0f} degrees from v (cosine {own.cosine:.2f}) and "
-        f"{own.norm:.2f} of its norm costs {nats.value:.3g} [{nats.low:.3g}, "
-        f"{nats.high:.3g}] nats on the test prompts, {nats.value / effect.value:.1%} "
-        f"of the {effect.value:.3g} [{effect.low:.3g}, {effect.high:.3g}] by which v "
-        f"changes the texts; its budget is {own.budget:.0%}."
+        f"{own.norm:.2f} of its norm costs {_interval(nats)} on the test prompts, "
+        f"{nats.value / main.effect.value:.1%} of the {_interval(main.effect)} by "
+        f"which v changes the texts; the budget is {main.share:.0%}{made}."
     )
+
+
+def _told_added(added: Estimate) -> str:
+    return "A random vector across v of v's length, added to v, costs " + _interval(
+        added
+    )
+
+
+def _interval(nats: Estimate) -> str:
+    return f"{nats.value:.3g} [{nats.low:.3g}, {nats.high:.3g}] nats"
 
 
 def _expected(one: _Judged | None, rho: float) -> float | None:
@@ -410,14 +447,15 @@ def _controls(
         "",
         FLOOR_FACTOR * floor < effect.low,
     )
-    if one is None:
+    # Only far from v is it known beforehand that random vectors have to fail.
+    if one is None or one.candidate.cosine > FAR:
         return (itself,)
     random = Control(
         "same_cosine",
-        "random vectors at the same cosine and norm write other texts than v",
+        "random vectors at the same cosine and norm exceed the budget",
         one.control,
         "",
-        one.control_fails,
+        one.main.breaks(one.control),
     )
     return itself, random
 

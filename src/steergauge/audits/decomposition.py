@@ -14,10 +14,11 @@ dimensions, so a share says something only beside k/d.
 The canonical representatives are the shortest vectors that do the same: v_R (hard),
 and F (F + lambda I)^-1 v at a cost of tau (soft); see `geometry.most_different`.
 
-If v is a mean of differences, one a contrast pair, another draw of pairs would have
-given another v. The radius is the angle that 95 % of such draws keep to (bootstrap).
-The mean that is resampled around is shortened by its own noise first, since a mean is
-longer than what it estimates and so would look more certain than it is.
+If v is a mean of differences, one a contrast pair, it estimates the vector that ever
+more pairs would give. The radius is the angle within which v lies of that vector, with
+95 % confidence (bootstrap over pairs). The mean that is resampled around is shortened
+by its own noise first, since a mean is longer than what it estimates and so would look
+more certain than it is.
 """
 
 import math
@@ -53,6 +54,16 @@ NUM_SPLITS = 200
 NUM_POINTS = 64
 """Of the cumulative shares, at most."""
 
+RELATIVE_BUDGET = 0.05
+"""Of v's effect, which v without its hard null part may cost."""
+
+MINIMUM_TEXTS = 32
+"""Texts without which no verdict is stated: a few of them can hold most of tr F_bar,
+and a sample that has none of these does not know."""
+
+MUCH = 0.2
+"""Share of tr F_bar of one text that is worth a warning."""
+
 PARALLEL = 0.99
 """Least cosine between v and the mean of differences that are said to make it."""
 
@@ -69,7 +80,7 @@ class Decomposed:
         strength: s = ||alpha v||.
         gain: v^' F_x v^ of every text.
         trace: tr F_x / d of the same texts.
-        tau: budget in nats of the soft null space.
+        tau: budget in nats of the soft null space, on the texts of `gain`.
         nats: K(v || .) of every test prompt, in nats: `unsteered`, `canonical` and
             `canonical_soft`, of which any may be missing.
         differences: one a contrast pair, whose mean is v; None if v is no such mean.
@@ -108,7 +119,8 @@ def decomposition(seen: Decomposed, *, seed: int = 0) -> Finding:
 
     VISIBLE needs rho_F's interval above 1 and above what 97.5 % of random directions
     have, HIDDEN likewise below: under a steep spectrum a random direction is seldom at
-    1, so being on one side of it is no property of v.
+    1, so being on one side of it is no property of v. Both need 32 texts, and that no
+    single text decides.
 
     Args:
         seen: the vector and its surroundings.
@@ -126,7 +138,8 @@ def decomposition(seen: Decomposed, *, seed: int = 0) -> Finding:
     }
     pairs = _pairs(seen, seed)
     others = _representatives(seen)
-    verdict = _verdict(rho, chance)
+    largest = _largest(seen)
+    verdict = _verdict(rho, chance, largest, len(seen.gain))
     return Finding(
         audit="decomposition",
         code="T9",
@@ -137,13 +150,17 @@ def decomposition(seen: Decomposed, *, seed: int = 0) -> Finding:
         null=f"rho_F = 1; 95 % of random directions lie in [{chance[0]:.2f}, "
         f"{chance[1]:.2f}]",
         verdict=verdict,
-        reasons=tuple(_reasons(verdict, rho, chance, shares, pairs)),
-        controls=_controls(nats, seen),
+        reasons=(
+            *_reasons(verdict, rho, chance, shares, pairs),
+            *_caution(rho, largest, len(seen.gain)),
+        ),
+        controls=_controls(nats, seen.floor, shares["hard"]["share"]),
         num_prompts=len(seen.gain),
         num_samples=1,
         details={
             "rho": _plain(rho),
             "rho_random": list(chance),
+            "largest_text": largest,
             **shares,
             **{k: _record(other, nats, k) for k, other in others.items()},
             "effect": _plain(nats.get("unsteered")),
@@ -194,14 +211,56 @@ def _chance(values: Vector, seed: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _verdict(rho: Estimate | None, chance: tuple[float, float]) -> Verdict:
+def _largest(seen: Decomposed) -> dict[str, float] | None:
+    """The share of tr F_bar that one text holds, and rho_F without this text."""
+    total, most = float(seen.trace.sum()), int(seen.trace.argmax())
+    rest = np.delete(np.arange(len(seen.trace)), most)
+    without = float(seen.trace[rest].sum())
+    if total <= 0 or without <= 0:
+        return None
+    return {
+        "share": float(seen.trace[most]) / total,
+        "rho_without": float(seen.gain[rest].sum()) / without,
+    }
+
+
+def _verdict(
+    rho: Estimate | None,
+    chance: tuple[float, float],
+    largest: Mapping[str, float] | None,
+    num_texts: int,
+) -> Verdict:
+    """VISIBLE and HIDDEN hold without the largest text too, and of enough texts."""
     if rho is None:
         return Verdict.UNINFORMATIVE
-    if rho.low > max(1.0, chance[1]):
+    if largest is None or num_texts < MINIMUM_TEXTS:
+        return Verdict.INCONCLUSIVE
+    above, below = max(1.0, chance[1]), min(1.0, chance[0])
+    if rho.low > above and largest["rho_without"] > above:
         return Verdict.VISIBLE
-    if rho.high < min(1.0, chance[0]):
+    if rho.high < below and largest["rho_without"] < below:
         return Verdict.HIDDEN
     return Verdict.INCONCLUSIVE
+
+
+def _caution(
+    rho: Estimate | None, largest: Mapping[str, float] | None, num_texts: int
+) -> list[str]:
+    """What a mean over few or very unequal texts is worth."""
+    if rho is None or largest is None:
+        return []
+    reasons = []
+    if largest["share"] > MUCH:
+        reasons.append(
+            f"One text of {num_texts} holds {largest['share']:.0%} of tr F_bar; "
+            f"without it rho_F is {largest['rho_without']:.2f}. Where texts are so "
+            "unequal, more of them may say otherwise."
+        )
+    if num_texts < MINIMUM_TEXTS:
+        reasons.append(
+            f"A verdict is stated from {MINIMUM_TEXTS} texts on; these are {num_texts}."
+        )
+    return reasons
 
 
 def _share(seen: Decomposed, null: Bool[np.ndarray, " d_model"]) -> dict[str, Any]:
@@ -248,7 +307,7 @@ def _record(
 
 
 def _pairs(seen: Decomposed, seed: int) -> dict[str, Any] | None:
-    """How far another draw of contrast pairs could have turned v."""
+    """How far v may lie from the vector that ever more contrast pairs would give."""
     if seen.differences is None or len(seen.differences) < MINIMUM_PAIRS:
         return None
     parts = seen.differences @ seen.directions
@@ -282,7 +341,10 @@ def _split_half(gram: Gram, generator: np.random.Generator) -> list[float]:
 
 
 def _radius(gram: Gram, weights: Weights) -> float | None:
-    """The angle in degrees, in the Gram's metric, that 95 % of other means keep to."""
+    """Within which angle the mean lies of its limit with 95 % confidence, in degrees.
+
+    Angles are those of the Gram's metric.
+    """
     num = len(gram)
     square = float(gram.mean())
     if square <= 0:
@@ -320,8 +382,8 @@ def _plain(seen: Estimate | None) -> list[float] | None:
 
 
 _CONCLUSIONS = {
-    Verdict.VISIBLE: "v is seen more than all but a fortieth of random directions.",
-    Verdict.HIDDEN: "v is seen less than all but a fortieth of random directions.",
+    Verdict.VISIBLE: "v is seen more than 97.5 % of random directions are.",
+    Verdict.HIDDEN: "v is seen less than 97.5 % of random directions are.",
     Verdict.INCONCLUSIVE: "a random direction could be seen as much.",
 }
 
@@ -349,16 +411,26 @@ def _reasons(
     ]
     if pairs is not None and pairs["radius_deg"] is not None:
         reasons.append(
-            f"Other draws of {pairs['num']} contrast pairs would give vectors within "
-            f"{pairs['radius_deg']:.0f} degrees of v in 95 % of cases."
+            f"v, the mean of {pairs['num']} contrast pairs, lies within "
+            f"{pairs['radius_deg']:.0f} degrees of the vector that ever more pairs "
+            "would give, with 95 % confidence."
         )
     return reasons
 
 
-def _controls(nats: Mapping[str, Estimate], seen: Decomposed) -> tuple[Control, ...]:
-    """Taking out of v what the output does not see must not change what v writes."""
-    cost = nats.get("canonical")
-    if cost is None:
+def _controls(
+    nats: Mapping[str, Estimate], floor: float, share: float
+) -> tuple[Control, ...]:
+    """Taking out of v what the output does not see must not change what v writes.
+
+    Both sides are of the test texts. A v that is all null has nothing left to compare.
+    """
+    cost, effect = nats.get("canonical"), nats.get("unsteered")
+    if cost is None or effect is None or 1 - share <= FLOORS_APART * floor:
         return ()
-    expected = f"v without its hard null part stays within {seen.tau:.3g} nats of v"
-    return (Control("canonical", expected, cost, "", cost.high <= seen.tau),)
+    expected = (
+        f"v without its hard null part costs at most {RELATIVE_BUDGET:.0%} of v's own "
+        f"{effect.value:.3g} nats, on the same texts"
+    )
+    holds = cost.high <= RELATIVE_BUDGET * effect.low
+    return (Control("canonical", expected, cost, "", holds),)

@@ -50,6 +50,10 @@ FIXED_FAMILIES = ("other_trait",)
 their prompts only."""
 
 
+MOST_DIFFERENT, SAME_COSINE = "most_different", "same_cosine"
+"""Arms of T10: the vector that was found, and random ones at its cosine, `[0]` on."""
+
+
 @dataclass(frozen=True, slots=True)
 class Control:
     """A condition whose answer is known in advance, and whether it came out so.

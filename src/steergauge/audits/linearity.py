@@ -17,6 +17,9 @@ logits, so a step of a hundred times the floor in nats is one of ten times the f
 logits: rounding makes up at most (1 + 1/10)^2 - 1 = 21 % of its KL. Shorter ones say
 nothing, and a departure in logits is read from four hundred times the floor on, where
 rounding alone departs by sqrt(1/400) = 5 %.
+
+A curve may bend away and come back between two steps: theory is said to reach the
+strength in use only where two readable steps or more, none longer than it, bear it out.
 """
 
 import math
@@ -41,6 +44,9 @@ INFORMATIVE = 100
 
 INFORMATIVE_LOGITS = 400
 """Likewise of logits; the module says why."""
+
+MINIMUM_STEPS = 2
+"""Readable steps up to the strength in use without which theory does not reach it."""
 
 Grid = Float[np.ndarray, " steps"]
 Kept = Bool[np.ndarray, " steps"]
@@ -121,7 +127,7 @@ def linearity(seen: Rays, *, seed: int = 0) -> Finding:
     if kept.any():
         point, draws = _radius(own, kept, _evenly(own)), _radius(own, kept, weights)
     interval = _interval(point, draws)
-    verdict = _verdict(draws)
+    verdict = _verdict(draws, _num_near(own, kept))
     return Finding(
         audit="linearity",
         code="T11",
@@ -225,11 +231,16 @@ def _interval(point: _Radius | None, draws: _Radius | None) -> Estimate | None:
     return Estimate(point.value, min(low, point.value), max(high, point.value))
 
 
-def _verdict(draws: _Radius | None) -> Verdict:
+def _num_near(own: LinearRay, kept: Kept) -> int:
+    """Readable steps that are no longer than the strength in use."""
+    return int((own.steps[kept] <= 1).sum())
+
+
+def _verdict(draws: _Radius | None, num_near: int) -> Verdict:
     if draws is None:
         return Verdict.UNINFORMATIVE
     if np.mean(draws.at_least >= 1) >= 0.975:
-        return Verdict.LOCAL
+        return Verdict.LOCAL if num_near >= MINIMUM_STEPS else Verdict.INCONCLUSIVE
     if np.mean(draws.at_most < 1) >= 0.975:
         return Verdict.NONLINEAR
     return Verdict.INCONCLUSIVE
@@ -262,6 +273,8 @@ def _reasons(
         f"{what}{interval.value:.2g} [{interval.low:.2g}, {interval.high:.2g}] times "
         f"||alpha v||, {_CONCLUSIONS[verdict]}"
     ]
+    if _num_near(own, kept) < MINIMUM_STEPS:
+        reasons.append(_too_few(_num_near(own, kept)))
     shortest, longest = own.steps[kept][[0, -1]]
     if interval.high >= longest:
         reasons.append(
@@ -281,6 +294,14 @@ def _reasons(
             "the quadratic form makes it."
         )
     return tuple(reasons)
+
+
+def _too_few(num: int) -> str:
+    return (
+        f"{num or 'No'} step{'' if num == 1 else 's'} up to the strength in use can be "
+        f"told from rounding; that theory holds there is said of {MINIMUM_STEPS} or "
+        "more."
+    )
 
 
 def _controls(

@@ -10,9 +10,12 @@ With strengths matched so that both cost the same nats in the quadratic model,
     KL(p_u || p_v) / KL(p_v || p_0)  ~  2 (1 - cos_F),
 
 and a budget of 5 % of v's effect is cos_F >= 0.975, whatever the Euclidean cosine.
-Methods whose ratio is within the budget are linked, and a class is what links connect.
-Pairs with v are judged by the KL that the model itself makes, all others by the
-prediction; how well it does where both are known is told.
+The class of v holds the methods whose own ratio to v is within the budget: what stands
+between does not make two vectors one. What is left over falls into classes by links,
+each a ratio within the budget. Pairs with v are judged by the KL that the model itself
+makes, all others by the prediction, give or take the most that it errs by where both
+are known. Either claim has to hold at both ends of the ratios: ONE CLASS at the upper
+ones, SEVERAL at the lower ones.
 
 Differences whose signs were flipped at random hold no contrast: a vector made of them
 that were in v's class would show that the classes tell nothing apart.
@@ -26,6 +29,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from steergauge.audits.comparison import MINIMUM_PROMPTS
 from steergauge.audits.finding import Control, Finding, Verdict
 from steergauge.statistics import Draws, Estimate, two_way_bootstrap
 
@@ -84,14 +88,18 @@ class _Ratios:
 
     Attributes:
         names: of the rows and columns.
+        reference: row of v.
         predicted: 2 (1 - cos_F).
+        error: most that a prediction errs by where v was measured; infinite if unknown.
         value: measured with v, predicted otherwise.
-        low: with the lower ends of what was measured.
-        high: with the upper ends.
+        low: the lower ends of what was measured, or predicted and widened by `error`.
+        high: likewise the upper ends.
     """
 
     names: list[str]
+    reference: int
     predicted: Square
+    error: float
     value: Square
     low: Square
     high: Square
@@ -109,7 +117,7 @@ def methods(seen: Extracted, *, seed: int = 0) -> Finding:
     euclidean = _cosines(stacked @ stacked.T)
     fisher = _cosines(stacked @ seen.fisher @ stacked.T)
     effect, relative = _measured(seen, seed)
-    ratios = _ratios(seen.reference, names, fisher, relative)
+    ratios = _ratios(seen, names, fisher, relative)
     verdict, groups = _verdict(seen, ratios, effect), _groups(seen, ratios)
     worst = _least_alike(seen, relative)
     return Finding(
@@ -121,7 +129,7 @@ def methods(seen: Extracted, *, seed: int = 0) -> Finding:
         estimate=None if worst is None else relative[worst],
         null=f"at most {seen.threshold:g}",
         verdict=verdict,
-        reasons=_reasons(seen, verdict, groups, ratios, relative),
+        reasons=_reasons(seen, verdict, effect, ratios, relative),
         controls=_controls(seen, ratios, relative),
         num_prompts=len(seen.effect),
         num_samples=1,
@@ -133,6 +141,8 @@ def methods(seen: Extracted, *, seed: int = 0) -> Finding:
             "relative": {name: _plain(one) for name, one in relative.items()},
             "strengths": dict(seen.strengths or {}),
             "classes": groups,
+            "num_classes": _counts(seen, ratios),
+            "prediction_error": ratios.error if math.isfinite(ratios.error) else None,
             "effect": _plain(effect),
             "threshold": seen.threshold,
         },
@@ -179,88 +189,135 @@ def _least_alike(seen: Extracted, relative: Mapping[str, Estimate]) -> str | Non
 
 
 def _ratios(
-    reference: str, names: list[str], fisher: Square, relative: Mapping[str, Estimate]
+    seen: Extracted,
+    names: list[str],
+    fisher: Square,
+    relative: Mapping[str, Estimate],
 ) -> _Ratios:
     # What the output does not see at all does nothing that v does.
     predicted = np.where(np.isnan(fisher), np.inf, 2 * (1 - fisher))
     np.fill_diagonal(predicted, 0.0)
-    value, low, high = (predicted.copy() for _ in range(3))
-    at = names.index(reference)
+    at = names.index(seen.reference)
+    error = max(
+        (
+            abs(float(predicted[at, names.index(name)]) - one.value)
+            for name, one in relative.items()
+            if name not in seen.nulls and np.isfinite(predicted[at, names.index(name)])
+        ),
+        default=math.inf,
+    )
+    value, low, high = predicted.copy(), _least(predicted, error), predicted + error
+    np.fill_diagonal(high, 0.0)
     for name, one in relative.items():
         pair = [at, names.index(name)], [names.index(name), at]
         value[pair], low[pair], high[pair] = one.value, one.low, one.high
-    return _Ratios(names, predicted, value, low, high)
+    return _Ratios(names, at, predicted, error, value, low, high)
+
+
+def _least(predicted: Square, error: float) -> Square:
+    """The smallest ratios; what has no prediction is like nothing, whatever it errs."""
+    known = np.isfinite(predicted)
+    return np.where(known, np.maximum(np.where(known, predicted, 0) - error, 0), np.inf)
 
 
 def _rows(seen: Extracted, names: list[str]) -> list[int]:
     return [i for i, name in enumerate(names) if name not in seen.nulls]
 
 
-def _classes(ratios: Square, rows: list[int], threshold: float) -> list[list[int]]:
-    """Rows that links of at most `threshold` connect, in their order."""
+def _classes(
+    ratios: Square, rows: list[int], threshold: float, *, reference: int
+) -> list[list[int]]:
+    """The class of v, and what links of at most `threshold` connect of all others.
+
+    A method that is not like v is in no class with it, whatever stands between.
+    """
+    own = [i for i in rows if i == reference or ratios[i, reference] <= threshold]
     classes: list[list[int]] = []
-    for row in rows:
+    for row in (i for i in rows if i not in own):
         linked = [c for c in classes if any(ratios[row, m] <= threshold for m in c)]
         merged = sorted([row, *(member for c in linked for member in c)])
         classes = [c for c in classes if c not in linked] + [merged]
-    return sorted(classes)
+    return sorted([own, *classes])
+
+
+def _at(seen: Extracted, ratios: _Ratios, values: Square) -> list[list[int]]:
+    """The classes of all methods but nulls, if the ratios are these."""
+    rows = _rows(seen, ratios.names)
+    return _classes(values, rows, seen.threshold, reference=ratios.reference)
 
 
 def _groups(seen: Extracted, ratios: _Ratios) -> list[list[str]]:
     """The classes of all methods but nulls, by name."""
-    classes = _classes(ratios.value, _rows(seen, ratios.names), seen.threshold)
-    return [[ratios.names[i] for i in members] for members in classes]
+    return [
+        [ratios.names[i] for i in members]
+        for members in _at(seen, ratios, ratios.value)
+    ]
+
+
+def _counts(seen: Extracted, ratios: _Ratios) -> list[int]:
+    """Numbers of classes: as it is, and at the lower and the upper ends."""
+    return [
+        len(_at(seen, ratios, values))
+        for values in (ratios.value, ratios.low, ratios.high)
+    ]
 
 
 def _verdict(seen: Extracted, ratios: _Ratios, effect: Estimate) -> Verdict:
-    """One class, or several, if that holds at both ends of what was measured."""
-    rows = _rows(seen, ratios.names)
-    visible = effect.low > FLOOR_FACTOR * seen.floor
-    if not visible or len(rows) < 2 or _mistaken(seen, ratios):
+    """One class, or several, if that holds at both ends of every ratio."""
+    if _why_not(seen, ratios, effect) is not None:
         return Verdict.UNINFORMATIVE
-    if len(_classes(ratios.high, rows, seen.threshold)) == 1:
-        return Verdict.ONE_CLASS
-    if len(_classes(ratios.low, rows, seen.threshold)) > 1:
-        return Verdict.SEVERAL
-    return Verdict.INCONCLUSIVE
+    _, low, high = _counts(seen, ratios)
+    is_open = low == 1 and high > 1
+    if len(seen.effect) < MINIMUM_PROMPTS or is_open:
+        return Verdict.INCONCLUSIVE
+    return Verdict.ONE_CLASS if high == 1 else Verdict.SEVERAL
 
 
 def _mistaken(seen: Extracted, ratios: _Ratios) -> list[str]:
-    """Nulls that a link connects with the class of v, and so cannot be told from it."""
-    groups = _groups(seen, ratios)
-    own = [ratios.names.index(n) for g in groups if seen.reference in g for n in g]
+    """Nulls that are as near to v as a method of its class."""
     return [
         name
-        for i, name in enumerate(ratios.names)
-        if name in seen.nulls and ratios.value[i, own].min() <= seen.threshold
+        for name, ratio in zip(
+            ratios.names, ratios.value[ratios.reference], strict=True
+        )
+        if name in seen.nulls and ratio <= seen.threshold
     ]
 
 
 def _reasons(
     seen: Extracted,
     verdict: Verdict,
-    groups: list[list[str]],
+    effect: Estimate,
     ratios: _Ratios,
     relative: Mapping[str, Estimate],
 ) -> tuple[str, ...]:
+    groups, (_, low, high) = _groups(seen, ratios), _counts(seen, ratios)
     told = "; ".join(", ".join(group) for group in groups)
     reasons = []
-    if verdict is Verdict.UNINFORMATIVE:
-        reasons.append(_why_not(seen, ratios))
+    if why := _why_not(seen, ratios, effect):
+        reasons.append(why)
     reasons.append(
         f"At {seen.threshold:.0%} of v's effect the vectors fall into {len(groups)} "
         f"class{'es' if len(groups) != 1 else ''}: {told}."
     )
-    if verdict is Verdict.INCONCLUSIVE:
+    if low != high:
         reasons.append(
-            "The intervals of what was measured leave open whether it is one class."
+            "The intervals of what was measured and of what was predicted leave the "
+            f"number of classes open: {low} at the lower ends of the ratios, {high} at "
+            "the upper ones."
+        )
+    num = len(seen.effect)
+    if verdict is Verdict.INCONCLUSIVE and num < MINIMUM_PROMPTS:
+        reasons.append(
+            f"That is on {num} prompts; it is stated from {MINIMUM_PROMPTS} on."
         )
     if (worst := _least_alike(seen, relative)) is not None:
-        reasons.append(_comparison(seen, ratios, worst, list(relative)))
+        reasons.append(_comparison(ratios, worst))
     return tuple(reasons)
 
 
-def _why_not(seen: Extracted, ratios: _Ratios) -> str:
+def _why_not(seen: Extracted, ratios: _Ratios, effect: Estimate) -> str | None:
+    """Why nothing can be told, if so."""
     if mistaken := _mistaken(seen, ratios):
         return (
             f"{', '.join(mistaken)} does what v does, though it was made without the "
@@ -268,25 +325,29 @@ def _why_not(seen: Extracted, ratios: _Ratios) -> str:
         )
     if len(_rows(seen, ratios.names)) < 2:
         return "There is one method only, and nothing to compare it with."
-    return "v has no effect that this many prompts can see: every vector agrees."
+    if effect.low <= FLOOR_FACTOR * seen.floor:
+        return "v has no effect that this many prompts can see: every vector agrees."
+    if seen.threshold * effect.low <= seen.floor:
+        return (
+            f"The budget, {seen.threshold:.0%} of v's effect of {effect.value:.2g} "
+            f"nats, lies below the {seen.floor:.2g} nats that rounding alone makes."
+        )
+    return None
 
 
-def _comparison(
-    seen: Extracted, ratios: _Ratios, worst: str, measured: list[str]
-) -> str:
+def _comparison(ratios: _Ratios, worst: str) -> str:
     """The least like v, and how far predictions can be trusted."""
-    at, i = ratios.names.index(seen.reference), ratios.names.index(worst)
-    own = [name for name in measured if name not in seen.nulls]
-    known = [ratios.names.index(name) for name in own]
-    gap = np.abs(ratios.predicted[at, known] - ratios.value[at, known]).max()
+    pair = ratios.reference, ratios.names.index(worst)
     told = (
-        f"The least like v is {worst}: measured {ratios.value[at, i]:.2g} of v's "
-        f"effect [{ratios.low[at, i]:.2g}, {ratios.high[at, i]:.2g}]"
+        f"The least like v is {worst}: measured {ratios.value[pair]:.2g} of v's "
+        f"effect [{ratios.low[pair]:.2g}, {ratios.high[pair]:.2g}]"
     )
-    if math.isfinite(gap):
+    if math.isfinite(ratios.predicted[pair]):
+        told += f", predicted {ratios.predicted[pair]:.2g}"
+    if math.isfinite(ratios.error):
         told += (
-            f", predicted {ratios.predicted[at, i]:.2g}. Pairs without v are judged by "
-            f"the prediction alone, which with v errs by up to {gap:.2g}"
+            ". Pairs without v are judged by the prediction alone, which with v errs "
+            f"by up to {ratios.error:.2g} and may do so for them"
         )
     return told + "."
 

@@ -12,14 +12,17 @@ the precision floor, relative to sigma_1.
 
 =============  ========================================================================
 SHARED NULL    k > 0 at N and the same k in all blocks of N/2, with a gap: sigma falls
-               by a factor of 1000 or more behind the last direction that is seen
+               by a factor of 1000 or more behind the last direction that is seen; and
+               N is 8 at least
 FULL           every direction is seen by some text
 SHRINKING      N texts leave fewer null dimensions than any block of N/2 does
-INCONCLUSIVE   anything else, such as values that fade into rounding without a gap
+INCONCLUSIVE   anything else, such as values that fade into rounding without a gap, or
+               a null space of fewer texts than that
 =============  ========================================================================
 
 Texts say nothing of texts that are not like them. A direction seen by a share q of
-texts is missed by all N with probability (1 - q)^N.
+texts is missed by all N with probability (1 - q)^N: of 4 texts, 1 time in 20 even if
+more than half of all texts see it.
 """
 
 import itertools
@@ -37,6 +40,9 @@ from steergauge.statistics import Estimate
 
 GAP = 1e3
 """Quotient of neighbouring sigma that sets a null space apart from weak directions."""
+
+MINIMUM_TEXTS = 8
+"""A shared null space is stated from so many texts on."""
 
 Values = Float[np.ndarray, " d_model"]
 Point = list[float | int | None]
@@ -173,7 +179,13 @@ def _judge(
             f"{gap:.2g} before the first of them: weak directions fade into rounding, "
             f"and a null space is told from them by {GAP:.0f} or more."
         ]
-    return Verdict.SHARED_NULL, _shared(found, half, num, gap)
+    shared = _shared(found, half, num, gap)
+    if num < MINIMUM_TEXTS:
+        return Verdict.INCONCLUSIVE, [
+            *shared,
+            f"A shared null space is stated from {MINIMUM_TEXTS} texts on.",
+        ]
+    return Verdict.SHARED_NULL, shared
 
 
 def _shared(found: str, half: int, num: int, gap: float) -> list[str]:

@@ -13,7 +13,7 @@ from steergauge.audits.finding import Finding, Verdict
 from steergauge.report import words
 from steergauge.report.axis import Axis, Tick
 from steergauge.report.curves import Seen
-from steergauge.report.equivalent import angle, shown
+from steergauge.report.equivalent import angle, widest
 from steergauge.report.glossary import geometry_glossary
 from steergauge.report.grid import UNKNOWN, Cell, known, measured
 from steergauge.report.headline import trait_name
@@ -100,10 +100,10 @@ def _estimate(audit: str) -> Reader:
 def _angle(findings: Mapping[str, Finding]) -> Sequence[float] | None:
     """The widest verified angle within the main budget."""
     found = findings.get("alternative")
-    main = shown(found.details) if found else None
-    if found is None or main is None or not main.get("verified"):
+    best = widest(found.details) if found else None
+    if found is None or best is None:
         return None
-    theta = angle(main)
+    theta = angle(best)
     return (
         None if theta is None or found.verdict is Verdict.UNINFORMATIVE else [theta] * 3
     )

@@ -30,10 +30,10 @@ _CARRIES = (
     "no part in its making. Where it lies far from v, an effect of v on the texts does "
     "not single out v's direction. That no wider angle was found is a limit of the "
     "search and no proof; the bound of the quadratic model holds only as far as "
-    "second-order theory does. If a random vector at the same angle stays in the "
-    "budget too, the freedom is that of any vector in a space of so many dimensions, "
-    "and says nothing of v. All of it concerns these prompts, this strength and this "
-    "many tokens."
+    "second-order theory does. If random vectors of v's length can be added to v "
+    "within the budget, the freedom is that of any vector in a space of so many "
+    "dimensions, and says nothing of v. All of it concerns these prompts, this "
+    "strength and this many tokens."
 )
 _CENTRE = (160.0, 150.0)
 _RADIUS = 112.0
@@ -63,20 +63,33 @@ def equivalent(finding: Finding, texts: Sequence[PromptSamples]) -> Section:
 
 
 def shown(details: Details) -> Record | None:
-    """The widest verified candidate within the main budget, or else the main one.
+    """The widest candidate verified at the main budget, or else the main one.
 
-    >>> tried = [{"budget": 0.01, "cosine": 0.9, "verified": True},
-    ...          {"budget": 0.05, "cosine": 0.7, "verified": False}]
+    >>> tried = [{"budget": 0.01, "cosine": 0.9, "verified_main": True},
+    ...          {"budget": 0.05, "cosine": 0.7, "verified_main": False}]
     >>> shown({"budget": 0.05, "candidates": tried})["cosine"]
     0.9
+    >>> tried[1] = tried[1] | {"budget": 0.2, "verified_main": True}
+    >>> shown({"budget": 0.05, "candidates": tried})["cosine"]
+    0.7
     """
-    tried = [one for one in details.get("candidates") or [] if known(one.get("cosine"))]
+    best = widest(details)
+    if best is not None:
+        return best
     budget = value(details, "budget") or 0.0
+    tried = [one for one in details.get("candidates") or [] if known(one.get("cosine"))]
     within = [one for one in tried if one["budget"] <= budget * (1 + 1e-9)]
-    verified = [one for one in within if one.get("verified")]
-    if verified:
-        return min(verified, key=lambda one: one["cosine"])
     return max(within, key=lambda one: one["budget"]) if within else None
+
+
+def widest(details: Details) -> Record | None:
+    """The candidate at the widest angle that is verified at the main budget."""
+    verified = [
+        one
+        for one in details.get("candidates") or []
+        if known(one.get("cosine")) and one.get("verified_main")
+    ]
+    return min(verified, key=lambda one: one["cosine"]) if verified else None
 
 
 def angle(record: Record) -> float | None:
@@ -104,7 +117,7 @@ def _drawing(finding: Finding) -> Drawing | None:
         arrows.append(_arrow("control", -theta, norm, "random, same angle"))
         who = "random vectors at the same angle and length"
         notes.append(("control", _cost(who, main.get("control"), finding.details)))
-    state = "" if main.get("verified") else ", which was not verified"
+    state = "" if main.get("verified_main") else ", which was not verified"
     return Drawing(
         f"v and v'{state}",
         tuple(arrows),
@@ -211,14 +224,15 @@ def _table(details: Details, tried: Sequence[Record]) -> list[Grid]:
     )
     columns = (
         Column("planned", "cosine with v", "optimum of the quadratic model"),
-        Column("after", "cosine with v", "drawn back on other prompts"),
+        Column("after", "cosine with v", "budget scaled on VAL"),
         Column("angle"),
         Column("length", "", "of v's"),
         Column("predicted", "K(v || v'), nats a text", "by F_bar"),
-        Column("VAL", "K(v || v'), nats a text", "drawn back on these"),
+        Column("VAL", "K(v || v'), nats a text", "scaled on these"),
         Column("TEST", "K(v || v'), nats a text", "not seen before"),
         Column("random, same angle", "control", "K, nats a text"),
-        Column("verified"),
+        Column("its own budget", "verified"),
+        Column("main budget", "verified"),
     )
     note = "v' is the vector furthest from v, no longer than it, within the budget"
     if not rows:
@@ -228,7 +242,7 @@ def _table(details: Details, tried: Sequence[Record]) -> list[Grid]:
 
 def _cells(one: Record) -> tuple[Cell, ...]:
     back = one.get("shrink")
-    small = f"{percent(back)} of that budget" if known(back) and back != 1 else ""
+    small = f"{padded(back)} times the budget by F" if known(back) else ""
     after = cosine(one.get("cosine"))
     if after != UNKNOWN:
         after = Cell(after.text, small)
@@ -241,7 +255,10 @@ def _cells(one: Record) -> tuple[Cell, ...]:
         size(value(one, "validation")),
         measured(one.get("nats"), "nats"),
         measured(one.get("control"), "nats"),
-        Cell("✓ yes" if one.get("verified") else "✕ no"),
+        *(
+            Cell("✓ yes" if one.get(key) else "✕ no")
+            for key in ("verified", "verified_main")
+        ),
     )
 
 
@@ -256,8 +273,9 @@ def _told(details: Details) -> tuple[str, ...]:
     added, effect = numbers(details, "added"), numbers(details, "effect")
     if added and effect and effect[0] > 0:
         told.append(
-            f"Measured, it costs {padded(added[0] / effect[0])} of it: where that is "
-            "surely below the budget, any such vector would do."
+            f"Measured, it costs {padded(added[0] / effect[0])} of it: surely within "
+            "the budget, any such vector would do; surely beyond it, a vector at 60 "
+            "degrees or more that keeps to it is a special one."
         )
     radius = value(details, "radius")
     if radius is not None:
@@ -271,7 +289,8 @@ def _told(details: Details) -> tuple[str, ...]:
         seen = measured(effect, "nats")
         told.insert(0, f"v's own effect is {seen.text} nats a text {seen.small}.")
     told.append(
-        "Verified: the upper end of K is at most the candidate's budget of the lower "
-        "end of v's own effect."
+        "Verified: the upper end of K is at most that share of the lower end of v's "
+        "own effect. The verdict is about the main budget, which every candidate is "
+        "held against."
     )
     return (" ".join(told),)

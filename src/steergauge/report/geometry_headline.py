@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from steergauge.audits.finding import Finding, Verdict
-from steergauge.report.equivalent import angle, shown
+from steergauge.report.equivalent import angle, widest
 from steergauge.report.grid import known, measured
 from steergauge.report.sections import numbers, value
 from steergauge.report.words import interval, padded, percent, plain
@@ -36,25 +36,31 @@ def headline(findings: Findings) -> list[str]:
 def _equivalent(findings: Findings) -> str:
     """What T10 found."""
     finding = findings.get("alternative")
-    main = shown(finding.details) if finding else None
-    theta = angle(main) if main else None
-    if finding is None or main is None or theta is None:
+    if finding is None:
         return ""
-    budget = percent(value(finding.details, "budget") or 0.05)
-    if finding.verdict is Verdict.STRUCTURED:
+    details, best = finding.details, widest(finding.details)
+    budget = percent(value(details, "budget") or 0.05)
+    theta = angle(best) if best else None
+    random = (
+        "v with a random vector of its length added"
+        if numbers(details, "added")
+        else "a random vector at that angle"
+    )
+    if finding.verdict is Verdict.STRUCTURED and theta is not None:
         return (
             f"A vector {theta:.0f}° away from v, and no longer than v, writes the same "
-            f"texts within {budget} of v's effect; random vectors at that angle do not."
+            f"texts within {budget} of v's effect; {random} does not."
         )
     if finding.verdict is Verdict.GENERIC:
+        found = "" if theta is None else f", and so does a vector {theta:.0f}° from v"
         return (
-            f"A vector {theta:.0f}° away from v writes the same texts within {budget} "
-            "of v's effect, and so do random vectors at that angle: the output hardly "
-            "tells v's direction from others."
+            f"Within {budget} of v's effect {random} writes the same texts{found}: the "
+            "output hardly tells v's direction from others."
         )
-    if finding.verdict is Verdict.IDENTIFIABLE:
+    within = value(details, "within_deg")
+    if finding.verdict is Verdict.IDENTIFIABLE and within is not None:
         return (
-            f"No vector further than {theta:.0f}° from v was found that writes the "
+            f"No vector further than {within:.0f}° from v was found that writes the "
             f"same texts within {budget} of v's effect; that is a limit of the search, "
             "and no proof."
         )

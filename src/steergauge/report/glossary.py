@@ -222,7 +222,7 @@ GEOMETRY: Entries = (
     (
         "Most different equivalent, v'",
         "The vector at the widest angle from v, no longer than v, that does what v "
-        "does within a budget. Planned by the quadratic model, drawn back toward v on "
+        "does within a budget. Made by the quadratic model, whose budget is scaled on "
         "other prompts, and then measured on prompts that it has not seen.",
     ),
     (

@@ -7,6 +7,7 @@ exact null stays at what rounding alone makes of a step of that length.
 from collections.abc import Mapping
 from typing import Any
 
+from steergauge.audits.comparison import MINIMUM_PROMPTS
 from steergauge.audits.finding import Finding
 from steergauge.report.cells import part
 from steergauge.report.grid import (
@@ -184,7 +185,7 @@ def _told(details: Details) -> tuple[str, ...]:
     if budget is not None:
         told.append(
             f"Effective null: the cost's upper end is at most {percent(budget)} of the "
-            "lower end of v's."
+            f"lower end of v's, on {MINIMUM_PROMPTS} prompts or more."
         )
     rest = len(candidates(details.get("directions") or {})) - PANELS
     if rest > 0:

@@ -22,6 +22,9 @@ _CARRIES = (
 )
 
 
+_WITHIN = "v from the vector of ever more pairs"
+
+
 def placement(finding: Finding) -> Section:
     """The section of T9."""
     details = finding.details
@@ -138,15 +141,15 @@ def _pairs(details: Details) -> list[Grid]:
     columns = (
         Column("pairs"),
         Column("split halves", "", "cosine of two halves' vectors"),
-        Column("radius", "95 % of draws of pairs lie within", "angle"),
-        Column("visible radius", "95 % of draws of pairs lie within", "angle in F_bar"),
+        Column("radius", _WITHIN, "angle"),
+        Column("visible radius", _WITHIN, "angle in F_bar"),
         Column("noise in soft null", "sampling variance of v"),
         Column("expected", "sampling variance of v", "dim / d"),
     )
     return [
         Grid(
             "How well the pairs determine v",
-            "random halves, and draws of as many pairs with replacement",
+            "random halves; radius with 95 % confidence, bootstrap over pairs",
             "",
             columns,
             (("", (Row("v", "a mean of differences", cells),)),),

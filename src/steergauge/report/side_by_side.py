@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from steergauge.audits.finding import MOST_DIFFERENT, SAME_COSINE
 from steergauge.report.samples import (
     LONGEST,
     NUM_PROMPTS,
@@ -20,8 +21,8 @@ from steergauge.report.samples import (
 )
 from steergauge.report.words import arm_name, arm_note, family
 
-NEEDED = ("v", "most_different[0]")
-ARMS = (*NEEDED, "same_cosine[0]", "unsteered")
+NEEDED = ("v", MOST_DIFFERENT)
+ARMS = (*NEEDED, f"{SAME_COSINE}[0]", "unsteered")
 NUM_SAMPLES = 4
 
 Counted = tuple[Sequence[str], Sequence[str]]

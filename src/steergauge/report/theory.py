@@ -56,9 +56,11 @@ _GAUGE = (
 _METHODS = (
     "The cosine of the stream says whether two vectors point the same way, the cosine "
     "in F_bar whether the output can tell. Pairs with v are judged by the measured KL "
-    "at matched strength, other pairs by the quadratic prediction, which holds as far "
-    "as second-order theory does. One class means that the texts do not tell which "
-    "method was used; it does not mean that any of the vectors is the trait."
+    "at matched strength, and a method that was measured apart from v is not of its "
+    "class, whatever it resembles. Other pairs are judged by the quadratic prediction, "
+    "give or take the most that it errs by with v. One class means that the texts do "
+    "not tell which method was used; it does not mean that any of the vectors is the "
+    "trait."
 )
 
 

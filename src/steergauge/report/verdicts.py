@@ -75,17 +75,19 @@ VERDICTS = {
     Verdict.FULL: VerdictWord("●", "No direction is unseen by all texts."),
     Verdict.STRUCTURED: VerdictWord(
         "⇄",
-        "A very different vector does what v does, and a random one at that angle "
-        "does not.",
+        "A vector at 60 degrees or more from v does what v does, and v with a random "
+        "vector of its length added surely does not (or, where none was added, a "
+        "random vector at that angle).",
     ),
     Verdict.GENERIC: VerdictWord(
         "∀",
-        "Random vectors of v's length, added to v or far from it, leave what v does.",
+        "Random vectors of v's length, added to v or, where none was added, at the "
+        "angle of a far one, leave what v does.",
     ),
     Verdict.IDENTIFIABLE: VerdictWord(
         "⊂",
-        "The search found nothing beyond this angle that does what v does. That is "
-        "no proof that there is nothing.",
+        "Of all that the search tried, nothing beyond this angle does what v does. "
+        "That is no proof that there is nothing.",
     ),
     Verdict.ONE_CLASS: VerdictWord(
         "1", "All methods' vectors do the same within the threshold."

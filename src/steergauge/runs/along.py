@@ -35,15 +35,18 @@ def candidates(geometry: Geometry) -> dict[str, Tensor]:
     }
     drawn = torch.randn(width, generator=generator, dtype=torch.float64)
     found |= {"random": drawn, "top": columns[:, 0]}
-    found["v"] = geometry.vector.direction.double()
+    # With the sign of alpha: beyond second order a cost is not even in the step.
+    found["v"] = geometry.step
     rivals = geometry.stages.inputs.rivals
-    return found | {n: rival.direction.double() for n, rival in rivals.items()}
+    given = {f"against[{n}]": rival.direction.double() for n, rival in rivals.items()}
+    return found | given
 
 
 def null_rays(geometry: Geometry, test: Rows) -> Rows:
     """Costs along every candidate of T7, on unsteered texts of the test.
 
-    One row a direction: `nats` (steps x texts), `floors` and `at_strength`.
+    One row a direction: `nats` (steps x texts), `floors`, `at_strength`, and its
+    `visibility` u'F_bar u at length 1.
     """
     stages = geometry.stages
     texts = geometry.cut(stages.continuations(_first_samples(test, "unsteered")))
@@ -67,11 +70,17 @@ def null_rays(geometry: Geometry, test: Rows) -> Rows:
                 "nats": seen.nats[:-1].tolist(),
                 "floors": seen.floors[:-1].tolist(),
                 "at_strength": seen.nats[-1].tolist(),
+                "visibility": _visibility(geometry, tried[name]),
             }
             for name, seen in found.items()
         ]
 
     return told.to_the_end(stages.store.cell("geometry-rays", make))
+
+
+def _visibility(geometry: Geometry, direction: Tensor) -> float:
+    unit = direction / torch.linalg.vector_norm(direction)
+    return float(unit @ geometry.unsteered.matrix @ unit)
 
 
 def linear_rays(geometry: Geometry) -> dict[str, np.ndarray]:

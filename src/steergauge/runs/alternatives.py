@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steergauge import linalg
 from steergauge.audits import controls
+from steergauge.audits.finding import MOST_DIFFERENT, SAME_COSINE
 from steergauge.geometry.most_different import canonical, canonical_soft, same_cosine
 from steergauge.geometry.search import Found, Texts, searched
 from steergauge.intervention import Add
@@ -149,10 +150,10 @@ def _added(geometry: Geometry, step: Tensor) -> Add:
 
 def alternative_name(budget: float, own: float) -> str:
     """The arm of the most different vector within a budget; the run's has no suffix."""
-    return "most_different" if budget == own else f"most_different@{budget:g}"
+    return MOST_DIFFERENT if budget == own else f"{MOST_DIFFERENT}@{budget:g}"
 
 
 def control_name(budget: float, own: float, j: int) -> str:
     """The arm of a random vector at the same cosine."""
-    name = "same_cosine" if budget == own else f"same_cosine@{budget:g}"
+    name = SAME_COSINE if budget == own else f"{SAME_COSINE}@{budget:g}"
     return f"{name}[{j}]"

@@ -205,7 +205,7 @@ def _costed(
         model=spec.model,
         layer=layer,
         size=size,
-        num_test_arms=_num_test_arms(inputs, layer),
+        num_test_arms=stages[0].num_arms,
         num_generations=num_texts,
         num_tokens_generated=tokens,
         num_tokens_scored=sum(num for num, _ in passes),

@@ -163,7 +163,8 @@ def _execute(stages: Stages) -> None:
     found = judge.findings(seen)
     elsewhere = [row for rows in seen.environments.values() for row in rows]
     if shapes is not None:
-        found |= geometry_findings.findings(shapes, seen, found)
+        more = geometry_findings.findings(shapes, seen, found)
+        found |= {key: judge.judged(seen, finding) for key, finding in more.items()}
         elsewhere += [row | {"score": None} for row in shapes.geometry.texts]
     store.write_generations([*dose_texts, *texts, *elsewhere])
     store.write_findings(found, judge.facts(seen))

@@ -26,6 +26,7 @@ from steergauge.intervention import Add
 from steergauge.jacobian import widened
 from steergauge.runs.arms import reader_of
 from steergauge.runs.geometry import Geometry, rows_of
+from steergauge.runs.plan import made_of
 from steergauge.scoring import sequence_kl
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector
@@ -78,7 +79,8 @@ def forms(geometry: Geometry) -> Forms | None:
     if streams is None:
         return None
     vector, matrix = geometry.vector, geometry.unsteered.matrix.cpu()
-    own = vector.provenance.method or "v"
+    made_here = made_of(vector, geometry.stages.inputs.pairs)
+    own = vector.provenance.method if made_here else "v"
     found = {own: vector}
     for name, formula in METHODS.items():
         plain = name.replace("-", "_")

@@ -43,7 +43,8 @@ def geometry_flops(
         d_vocab: tokens.
     """
     spec, wanted = inputs.spec, {*inputs.spec.audits}
-    num, tokens = len(inputs.fit_prompts), spec.geometry_tokens
+    num = len(inputs.fit_prompts)
+    tokens = min(spec.geometry_tokens, spec.max_new_tokens)
     if not num:
         return 0.0
     mode = 3 if tokens >= FORWARD_FROM else 1

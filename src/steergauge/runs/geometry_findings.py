@@ -10,7 +10,7 @@ import numpy as np
 from steergauge.audits import nulls as null_audit
 from steergauge.audits.alternative import Alternatives, Candidate, alternative
 from steergauge.audits.decomposition import Decomposed, decomposition
-from steergauge.audits.finding import Finding
+from steergauge.audits.finding import MOST_DIFFERENT, SAME_COSINE, Finding
 from steergauge.audits.gauge import gauge
 from steergauge.audits.linearity import LinearRay, Rays, linearity
 from steergauge.audits.methods import Extracted, methods
@@ -29,6 +29,7 @@ from steergauge.runs.alternatives import (
 )
 from steergauge.runs.forms import SIGN_FLIP, Forms, forms, streams_of, writings
 from steergauge.runs.geometry import Geometry
+from steergauge.runs.plan import made_of
 from steergauge.runs.stages import Stages
 from steergauge.vector import SteeringVector
 
@@ -57,7 +58,7 @@ class Measured:
         """Arms whose texts are generated: the most different vector and a control."""
         return {
             name: Arm(self._found[name])
-            for name in ("most_different", "same_cosine[0]")
+            for name in (MOST_DIFFERENT, f"{SAME_COSINE}[0]")
             if name in self._found
         }
 
@@ -155,13 +156,17 @@ class _Judge:
         return replace(found, reasons=(*found.reasons, *failed))
 
     def nulls(self) -> Finding:
-        rows = null_rays(self.geometry, self.seen.texts)
+        geometry = self.geometry
+        rows = null_rays(geometry, self.seen.texts)
+        lengths = np.array(STEPS) * geometry.median_norm
+        share = geometry.num_tokens / self.seen.inputs.spec.max_new_tokens
         rays = {
             row["direction"]: null_audit.Ray(
                 steps=np.array(STEPS),
                 nats=np.array(row["nats"]),
-                floors=np.maximum(row["floors"], self.floor_nats),
+                floors=np.maximum(row["floors"], share * self.floor_nats),
                 at_strength=np.array(row["at_strength"]),
+                quadratic=0.5 * lengths**2 * row["visibility"],
             )
             for row in rows
         }
@@ -187,9 +192,11 @@ class _Judge:
         geometry = self.geometry
         survey, spectrum = geometry.unsteered, geometry.spectrum
         vector, streams = self.seen.vector, streams_of(geometry)
+        inputs = self.seen.inputs
         kept = ("unsteered", "canonical", "canonical_soft")
         differences = None
-        if streams is not None and vector.provenance.method == "mean_difference":
+        averaged = vector.provenance.method == "mean_difference"
+        if streams is not None and averaged and made_of(vector, inputs.pairs):
             differences = streams.differences
         return decomposition(
             Decomposed(
@@ -209,7 +216,7 @@ class _Judge:
 
     def alternative(self) -> Finding:
         survey, spec = self.geometry.unsteered, self.seen.inputs.spec
-        check = self.before.get("manipulation")
+        check, has_probe = self.before.get("manipulation"), bool(self.seen.inputs.probe)
         candidates = []
         for record in alternatives(self.geometry)["candidates"]:
             name = alternative_name(record["budget"], spec.budget)
@@ -232,7 +239,8 @@ class _Judge:
                     * len(survey.matrix)
                     / survey.traces.mean()
                 ),
-                manipulation=check.verdict if check else None,
+                # Without a probe T1 was not asked; nats need none.
+                manipulation=check.verdict if check and has_probe else None,
                 budget=spec.budget,
                 radius=self.linearity.details["directions"]["v"]["radius"],
                 num_validation=len(self.seen.inputs.validation_prompts),

@@ -13,7 +13,7 @@ from steergauge.audits.comparison import oriented
 from steergauge.audits.divergence import divergence
 from steergauge.audits.equivalence import equivalence
 from steergauge.audits.equivalence import without_probe as equivalence_without_probe
-from steergauge.audits.finding import Finding, Verdict
+from steergauge.audits.finding import MOST_DIFFERENT, Finding, Verdict
 from steergauge.audits.manipulation import manipulation
 from steergauge.audits.manipulation import without_probe as manipulation_without_probe
 from steergauge.generation import Arm
@@ -52,9 +52,9 @@ class Evidence:
         """What is compared with v: arm family -> how a reader knows it."""
         rivals = {name: name for name in self.arms if name.startswith("against[")}
         turned = {"v_turned": "v turned"} if "v_turned[0]" in self.arms else {}
-        other = {"most_different": "v most different"}
+        other = {MOST_DIFFERENT: "v most different"}
         known = {"v_plus_perp": "", "perp": "v_perp alone", **turned, **rivals}
-        return known | (other if "most_different" in self.arms else {})
+        return known | (other if MOST_DIFFERENT in self.arms else {})
 
 
 def findings(seen: Evidence) -> dict[str, Finding]:
@@ -64,8 +64,7 @@ def findings(seen: Evidence) -> dict[str, Finding]:
     found = [seen.plumbing, *_behaviour(seen)]
     found += _divergences(seen, {finding.subject: finding for finding in found[2:]})
     found += experiments.findings(seen, found[1].verdict)
-    if seen.plumbing.verdict is not Verdict.PASS:
-        found = [seen.plumbing, *(overruled(finding) for finding in found[1:])]
+    found = [seen.plumbing, *(judged(seen, finding) for finding in found[1:])]
     wanted = seen.inputs.spec.audits
     return {finding.key: finding for finding in found if finding.audit in wanted}
 
@@ -184,8 +183,10 @@ def _gap(finding: Finding | None) -> Estimate | None:
     return finding.estimate if finding else None
 
 
-def overruled(finding: Finding) -> Finding:
-    """A finding of a run whose plumbing check failed."""
+def judged(seen: Evidence, finding: Finding) -> Finding:
+    """The finding, or UNINFORMATIVE in a run whose plumbing check failed."""
+    if seen.plumbing.verdict is Verdict.PASS:
+        return finding
     reason = "The plumbing check failed, so the numbers below describe another thing."
     return replace(
         finding,
@@ -285,6 +286,12 @@ def _not_run(inputs: Inputs) -> list[str]:
             "The published code's variant reads one block below the one it writes to, "
             "from contrast pairs: it needs pairs, and a layer above 0."
         )
+    missing += [
+        f"{name} was read at layer {rival.site.layer}, and is compared at layer "
+        f"{spec.layer}, where it may mean something else."
+        for name, rival in inputs.rivals.items()
+        if rival.site.layer != spec.layer
+    ]
     asked, found = spec.geometry_prompts, len(inputs.fit_prompts)
     if spec.wants_geometry and found < asked:
         missing.append(

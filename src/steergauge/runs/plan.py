@@ -27,8 +27,8 @@ NEED_A_PROBE = ("replication", "scale", "environments", "reliability")
 NEED_PAIRS = ("methods",)
 """Audits that compare what the same contrast pairs give."""
 
-FEWEST_TO_FIT = 2
-"""Prompts without which no Fisher matrix is a mean over prompts."""
+FEWEST_TO_FIT = 4
+"""Prompts of a Fisher matrix; half as many check T10, and one has no spread."""
 
 FEWEST_PAIRS_TO_FLIP = 8
 """Below it there are too few halves of the pairs to be draws of anything."""
@@ -253,6 +253,12 @@ def _pairs(
             )
         if spec.prompts:
             return pairs, []
+        if given is not None and made_of(given, pairs):
+            raise BadPairs(
+                f"the vector was extracted from all {len(pairs)} pairs of "
+                f"{spec.pairs}, so none of them is left to test it on.",
+                remedy="Give neutral prompts with --prompts.",
+            )
         if len(pairs) < 6:
             raise BadPairs(
                 f"{spec.pairs} holds {len(pairs)} pairs; without --prompts half of "

@@ -340,6 +340,36 @@ def specs_from(
     }
 
 
+def layers_named(text: str, num_layers: int) -> list[int]:
+    """The blocks that `text` names: numbers, ranges, or all.
+
+    Raises:
+        BadSpec: it is none of these, or the model has no such block.
+
+    >>> layers_named("0, 2-4", 8), len(layers_named("all", 8))
+    ([0, 2, 3, 4], 8)
+    """
+    if text.strip() == "all":
+        return list(range(num_layers))
+    found: list[int] = []
+    for part in text.split(","):
+        low, _, high = part.strip().partition("-")
+        if not (low.isdigit() and (high or low).isdigit()):
+            raise BadSpec(
+                f"--layers is {text!r}; {part.strip()!r} is no block.",
+                remedy="Give numbers and ranges such as 0,4,8-11, or all.",
+            )
+        found += range(int(low), int(high or low) + 1)
+    beyond = [layer for layer in found if layer >= num_layers]
+    if beyond:
+        raise BadSpec(
+            f"--layers names block {beyond[0]}; the model has blocks 0 to "
+            f"{num_layers - 1}.",
+            remedy=f"Choose from 0 to {num_layers - 1}; layers are 0-based.",
+        )
+    return found
+
+
 def layer_specs(spec: Spec, layers: Sequence[int]) -> dict[str, Spec]:
     """The same run at each of several layers, by the name of its folder.
 

@@ -47,17 +47,20 @@ def audit_layers(
     if all(spec.wants_geometry for spec in specs.values()):
         _share(lm, specs, folder, told)
     runs, start = {}, time.monotonic()
+    # What a layer costs is above all the blocks above it.
+    work = [1 + lm.num_layers - (spec.layer or 0) for spec in specs.values()]
     for done, (name, own) in enumerate(specs.items()):
-        label = f"{name} ({done + 1} of {len(specs)}{_left(start, done, len(specs))})"
+        left = _left(time.monotonic() - start, sum(work[:done]), sum(work[done:]))
+        label = f"{name} ({done + 1} of {len(specs)}{left})"
         runs[name] = audit(lm, out=folder / name, spec=own, progress=Named(told, label))
     return runs
 
 
-def _left(start: float, done: int, num: int) -> str:
+def _left(seconds: float, done: int, todo: int) -> str:
     """How long the rest of the sweep will take, once a layer is done."""
     if not done:
         return ""
-    minutes = (time.monotonic() - start) / done * (num - done) / 60
+    minutes = seconds / done * todo / 60
     return f", about {max(1, round(minutes))} min left"
 
 
