@@ -227,3 +227,18 @@ def test_the_finding_survives_json():
     again = Finding.from_json(json.loads(text))
     assert json.dumps(again.to_json(), allow_nan=False) == text
     assert seen.details["strength"] == 3.0
+
+
+def test_logits_and_directions_that_depart_earlier_than_v_are_named():
+    # v's logits leave J v at half the step; along `top` odds move four times as much.
+    early = np.repeat(0.2 * STEPS[:, None], len(EVEN), axis=1)
+    seen = found(
+        dataclasses.replace(binary(EVEN, 1.0), logits=early), top=binary(EVEN, 8.0)
+    )
+    assert seen.verdict is Verdict.LOCAL
+    said = " ".join(seen.reasons)
+    assert "The logits themselves follow J v up to 0.5" in said
+    assert "along top the KL departs" in said
+    plain = found(binary(EVEN, 1.0), top=binary(EVEN, 0.5))
+    assert "The logits" not in " ".join(plain.reasons)
+    assert "departs at" not in " ".join(plain.reasons)

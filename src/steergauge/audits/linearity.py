@@ -128,6 +128,7 @@ def linearity(seen: Rays, *, seed: int = 0) -> Finding:
         point, draws = _radius(own, kept, _evenly(own)), _radius(own, kept, weights)
     interval = _interval(point, draws)
     verdict = _verdict(draws, _num_near(own, kept))
+    details = _details(seen, interval)
     return Finding(
         audit="linearity",
         code="T11",
@@ -138,11 +139,11 @@ def linearity(seen: Rays, *, seed: int = 0) -> Finding:
         estimate=interval,
         null="r_lin >= 1",
         verdict=verdict,
-        reasons=_reasons(verdict, point, interval, own, kept),
+        reasons=(*_reasons(verdict, point, interval, own, kept), *_elsewhere(details)),
         controls=_controls(own, kept, weights),
         num_prompts=num,
         num_samples=1,
-        details=_details(seen, interval),
+        details=details,
     )
 
 
@@ -294,6 +295,25 @@ def _reasons(
             "the quadratic form makes it."
         )
     return tuple(reasons)
+
+
+def _elsewhere(details: Mapping[str, Any]) -> list[str]:
+    """What the verdict on v does not say: its logits, and other directions."""
+    found = details["directions"]
+    reasons = []
+    logits = found["v"]["radius_logits"]
+    if logits is not None and logits < 1:
+        reasons.append(
+            f"The logits themselves follow J v up to {logits:.2g} times ||alpha v||."
+        )
+    radii = {n: one["radius"] for n, one in found.items() if one["radius"] is not None}
+    worst = min(radii, key=lambda name: radii[name], default="v")
+    if worst != "v" and radii[worst] < 1:
+        reasons.append(
+            f"It is a statement about v: along {worst} the KL departs at "
+            f"{radii[worst]:.2g} times that length."
+        )
+    return reasons
 
 
 def _too_few(num: int) -> str:

@@ -281,16 +281,21 @@ def _told(details: Details) -> tuple[str, ...]:
     if radius is not None:
         place = "reaches" if radius >= 1 else "does not reach"
         told.append(
-            f"Second-order theory {place} this strength (radius {plain(radius)} times "
-            "||alpha v||); the verdict rests on measured K alone."
+            f"Along v, second-order theory {place} this strength (radius "
+            f"{plain(radius)} times ||alpha v||); the verdict rests on measured K."
         )
     effect = details.get("effect")
     if effect and known(effect[0]):
         seen = measured(effect, "nats")
-        told.insert(0, f"v's own effect is {seen.text} nats a text {seen.small}.")
+        told.insert(0, f"v's own effect is {seen.text} nats a whole text {seen.small}.")
     told.append(
         "Verified: the upper end of K is at most that share of the lower end of v's "
         "own effect. The verdict is about the main budget, which every candidate is "
         "held against."
     )
+    if widest(details):
+        told.append(
+            "The vector of the main budget is kept in the run's folder as "
+            "vectors/most_different.safetensors."
+        )
     return (" ".join(told),)

@@ -102,8 +102,8 @@ def _spectrum(findings: Findings) -> str:
     if counts and budgets and effect:
         share = percent(budgets[0] / effect)
         sentence += (
-            f", and along {plain(counts[0], 6)} of its directions a step as long as "
-            f"v's would cost at most {share} of what v costs"
+            f", and by the quadratic form a step as long as v's would cost at most "
+            f"{share} of what v costs along {plain(counts[0], 6)} of its directions"
         )
     return f"{sentence}."
 

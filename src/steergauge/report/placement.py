@@ -102,7 +102,11 @@ def _canonical(details: Details) -> list[Grid]:
     rows = []
     for key, label, note in (
         ("canonical", "hard", "v without its part in the hard null space"),
-        ("canonical_soft", "soft", "the shortest vector within the budget"),
+        (
+            "canonical_soft",
+            "soft",
+            "the shortest vector that the quadratic form allows",
+        ),
     ):
         found = details.get(key) or {}
         if not found:

@@ -38,6 +38,10 @@ PRECISIONS = (torch.float16, torch.float32)
 """In which the published estimate is emulated; the first is the published one."""
 
 
+HALF_ON_CPU = 5e10
+"""FLOPs in half precision beyond which a CPU is not asked for them."""
+
+
 @dataclass(frozen=True)
 class Geometry:
     """What a run knows of its geometry; each property is made once and kept."""
@@ -206,18 +210,31 @@ class Geometry:
             found, failed = [], []
             for dtype in PRECISIONS:
                 recipe = Recipe(dtype=dtype, seed=stages.spec.seed)
+                name = str(dtype).removeprefix("torch.")
+                if dtype is torch.float16 and self._is_slow(recipe):
+                    failed.append(f"{name}: on a CPU that takes long; use a GPU.")
+                    continue
                 try:
                     seen = published_nullspace(
                         stages.lm, row, layer=layer, recipe=recipe
                     )
                 except ModelError as error:
-                    name = str(dtype).removeprefix("torch.")
                     failed.append(f"{name}: {error.found}")
                     continue
                 found.append(seen.to_json())
             return {"found": found, "failed": failed}
 
         return stages.store.record("geometry-published", make)
+
+    def _is_slow(self, recipe: Recipe) -> bool:
+        """Whether half precision, which a CPU is bad at, would take minutes."""
+        lm = self.stages.lm
+        blocks = lm.blocks[self.vector.site.layer + 1 :]
+        weights = [p for block in blocks for p in block.parameters()]
+        head = lm.d_vocab * lm.d_model
+        a_step = 2 * (sum(weight.numel() for weight in weights) + head)
+        work = 2 * recipe.num_probes * a_step
+        return lm.device.type == "cpu" and work > HALF_ON_CPU
 
     @cached_property
     def covariance(self) -> dict[str, Any]:

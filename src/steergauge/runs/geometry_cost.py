@@ -7,7 +7,7 @@ of K tokens in a Fisher matrix of width d, and T tokens of a whole text ::
     metric    2 N K x 4 V d^2      in float64, which counts twice
     rays      steps x candidates x test prompts x K x 2 M_l         and rounding
     search    budgets x trials x checked texts x T x M_l
-    published 4000 x M_l           two steps for 1000 probes, in two precisions
+    published 4000 x M_l           two steps for 1000 probes, in two precisions at most
 """
 
 from steergauge.geometry.search import HALVINGS, SHRINKAGES

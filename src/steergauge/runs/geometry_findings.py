@@ -17,6 +17,7 @@ from steergauge.audits.methods import Extracted, methods
 from steergauge.audits.saturation import Blocks, saturation
 from steergauge.audits.spectrum import Spectra, spectrum
 from steergauge.generation import Arm
+from steergauge.geometry.survey import Survey
 from steergauge.intervention import Add
 from steergauge.runs import evidence
 from steergauge.runs.along import MULTIPLES, STEPS, linear_rays, null_rays
@@ -234,11 +235,7 @@ class _Judge:
                 candidates=candidates,
                 effect=self.nats["unsteered"],
                 floor=self.floor_nats,
-                rho=float(
-                    survey.gains[:, 0].mean()
-                    * len(survey.matrix)
-                    / survey.traces.mean()
-                ),
+                rho=_rho(survey),
                 # Without a probe T1 was not asked; nats need none.
                 manipulation=check.verdict if check and has_probe else None,
                 budget=spec.budget,
@@ -291,3 +288,9 @@ class _Judge:
             ),
             seed=self.seen.inputs.spec.seed,
         )
+
+
+def _rho(survey: Survey) -> float:
+    """The rho_F of v; 0 where the output sees nothing."""
+    mean = float(survey.traces.mean()) / len(survey.matrix)
+    return float(survey.gains[:, 0].mean()) / mean if mean > 0 else 0.0
