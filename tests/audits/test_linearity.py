@@ -237,7 +237,7 @@ def test_logits_and_directions_that_depart_earlier_than_v_are_named():
     )
     assert seen.verdict is Verdict.LOCAL
     said = " ".join(seen.reasons)
-    assert "The logits themselves follow J v up to 0.5" in said
+    assert "The logits themselves follow J v up to 0.49 times" in said
     assert "along top the KL departs" in said
     plain = found(binary(EVEN, 1.0), top=binary(EVEN, 0.5))
     assert "The logits" not in " ".join(plain.reasons)
