@@ -20,7 +20,7 @@ from steergauge.entry import Shift
 from steergauge.errors import ModelError, SteergaugeError
 from steergauge.extraction.methods import METHODS
 from steergauge.extraction.paired_streams import PairedStreams, paired_streams
-from steergauge.fisher import fisher
+from steergauge.fisher import fishers
 from steergauge.geometry.twin import rotated_twin, shifted
 from steergauge.intervention import Add
 from steergauge.jacobian import widened
@@ -190,17 +190,18 @@ def _measured(
     """
     texts = geometry.continuations("unsteered", fit=True, whole=False)[:NUM_REWRITTEN]
     shift = Shift(vector.site, geometry.scope)
-    found = fisher(lm, rows_of(texts), shift=shift)
-    sizes = linalg.spectrum(found.matrix).singular_values
-    v = vector.direction.double().to(found.matrix)
+    matrices = list(fishers(lm, rows_of(texts), shift=shift))
+    matrix = torch.stack(matrices).mean(0)
+    sizes = linalg.spectrum(matrix).singular_values
+    v = vector.direction.double().to(matrix)
     step = Add(vector, geometry.alpha, geometry.scope)
     nats = sequence_kl(lm, texts, None, {"v": step})["v"]
     blind = linalg.FLOORS_APART * geometry.facts["floor"] * float(sizes[0])
     least = (blind * geometry.vector.norm) ** 2
     return {
         "sigma of F_bar": (sizes / sizes[0].clamp_min(1e-300)).tolist(),
-        "v'F_bar v": [max(float(v @ found.matrix @ v), least)],
-        "tr F_bar": [float(found.matrix.trace())],
+        "v'F_bar v": [max(float(v @ matrix @ v), least)],
+        "tr F_bar": [float(matrix.trace())],
         "nats of v": nats.clip(geometry.alpha**2 / 2 * least).tolist(),
     }
 
