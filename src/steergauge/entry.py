@@ -96,7 +96,7 @@ class Entry:
             stream,
             self.mask.expand(rows, -1),
             layer=self.layer,
-            cache=None if self.cache is None else _repeated(self.cache, rows),
+            cache=None if self.cache is None else repeated(self.cache, rows),
             keep=self.predictions,
         )
 
@@ -148,15 +148,15 @@ def entered(lm: LanguageModel, row: Row, shift: Shift, *, cached: bool = True) -
     return Entry(lm, layer, stream, where, mask, cache, targets, predictions)
 
 
-def _repeated(cache: DynamicCache, rows: int) -> DynamicCache:
+def repeated(cache: DynamicCache, rows: int) -> DynamicCache:
     """The same keys and values for several rows, without a copy of them."""
-    repeated = copy.deepcopy(cache)
-    layers: list[Any] = repeated.layers
+    copied = copy.deepcopy(cache)
+    layers: list[Any] = copied.layers
     for layer in layers:
         if layer.is_initialized:
             layer.keys = layer.keys.expand(rows, -1, -1, -1)
             layer.values = layer.values.expand(rows, -1, -1, -1)
-    return repeated
+    return copied
 
 
 class _HeadReached(Exception):

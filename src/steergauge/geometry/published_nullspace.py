@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from steergauge import architectures, jacobian
+from steergauge.entry import repeated
 from steergauge.errors import InputError, ModelError, NonFiniteLogits
 from steergauge.jacobian import Jacobian, Row, Shift, suffix_jacobian
 from steergauge.prompts import padded
@@ -225,7 +226,7 @@ def differences(
             stream + steps,
             mask.expand(rows, -1),
             layer=layer,
-            cache=None if cache is None else _repeated(cache, rows),
+            cache=None if cache is None else repeated(cache, rows),
             keep=1,
         )
         plus, minus = logits[:, 0].chunk(2)
@@ -252,12 +253,6 @@ def _check_finite(lm: LanguageModel, numbers: Tensor) -> None:
             cause="Its activations are larger than that precision can hold.",
             remedy="Leave the published estimate out, or run it in float32.",
         )
-
-
-def _repeated(cache: DynamicCache, rows: int) -> DynamicCache:
-    repeated = copy.deepcopy(cache)
-    repeated.batch_repeat_interleave(rows)
-    return repeated
 
 
 def _unembeddings(exact: Jacobian) -> Iterator[tuple[slice, Tensor]]:
