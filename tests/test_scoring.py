@@ -143,7 +143,7 @@ def test_the_size_of_the_chunks_does_not_matter(rows_at_once, monkeypatch):
     limit = rows_at_once * longest * D_VOCAB
     monkeypatch.setattr(scoring, "LOGITS_AT_ONCE", limit)
     # Not vacuous: the batch is cut indeed, and no chunk is larger than asked for.
-    sizes = [len(chunk.ids) for chunk in scoring.chunks(lm, texts)]
+    sizes = [len(chunk.ids) for chunk in scoring._chunks(lm, texts)]
     assert max(sizes) == rows_at_once < len(texts) == sum(sizes)
     for name, values in sequence_kl(lm, texts, step(1, 0), arms).items():
         assert values == pytest.approx(whole[name], abs=OTHER_KERNELS)

@@ -431,7 +431,7 @@ def audit(
     elif folder is None:
         raise BadSpec("--out is missing: the folder where the run is kept.")
     else:
-        _audit(wanted, folder, device=device)
+        _audit(wanted, folder, device=device, sweep=layers is not None)
 
 
 @app.command()
@@ -559,8 +559,9 @@ def _audit(
     *,
     lm: "LanguageModel | None" = None,
     device: str | None = None,
+    sweep: bool = False,
 ) -> None:
-    """One run in `folder`, or one each in folders of their own below it."""
+    """One run in `folder`, or one a trait or layer in folders of their own below it."""
     from steergauge.report import write_report
     from steergauge.runs import plan
     from steergauge.runs.execute import audit as run_audit
@@ -575,7 +576,7 @@ def _audit(
     )
     try:
         with bars() as shown:
-            if all(name.startswith("layer-") for name in specs):
+            if sweep:
                 runs = audit_layers(model, specs, out=folder, progress=shown)
             elif rest:
                 runs = audit_traits(model, specs, out=folder, progress=shown)

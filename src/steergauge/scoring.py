@@ -57,13 +57,13 @@ def sequence_kl(
     """
     arms = [reference, *others.values()]
     sums: dict[str, list[float]] = {name: [] for name in others}
-    for chunk in chunks(lm, rows):
+    for chunk in _chunks(lm, rows):
         logits = _logits_of_arms(lm, chunk, arms)
         scored = chunk.scored
         divergence_to = kl_from(next(logits)[scored].double() / temperature)
         for name, other in zip(others, logits, strict=True):
             nats = divergence_to(other[scored].double() / temperature)
-            sums[name] += row_sums(nats, scored)
+            sums[name] += _row_sums(nats, scored)
     return {name: np.array(values) for name, values in sums.items()}
 
 
@@ -72,15 +72,15 @@ def negative_log_likelihood(
 ) -> PerRow:
     """-log P(response | prompt) under `scorer`, one number a row, in nats."""
     sums: list[float] = []
-    for chunk in chunks(lm, rows):
+    for chunk in _chunks(lm, rows):
         (logits,) = _logits_of_arms(lm, chunk, [scorer])
         scored = chunk.scored
         nats = -log_likelihood(logits[scored], chunk.targets[scored])
-        sums += row_sums(nats, scored)
+        sums += _row_sums(nats, scored)
     return np.array(sums)
 
 
-def row_sums(values: Tensor, scored: Tensor) -> list[float]:
+def _row_sums(values: Tensor, scored: Tensor) -> list[float]:
     """Sums over each row of values that are given at its scored tokens."""
     table = torch.zeros(scored.shape, dtype=values.dtype, device=values.device)
     table[scored] = values
@@ -88,7 +88,7 @@ def row_sums(values: Tensor, scored: Tensor) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class _Chunk:
     """Left-padded rows; the last `width` columns hold all responses.
 
     Attributes:
@@ -115,7 +115,7 @@ class Chunk:
         return (here & self.mask)[:, -self.width :]
 
 
-def chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[Chunk]:
+def _chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[_Chunk]:
     """As many rows at a time as their logits may take of memory."""
     longest = max((len(row.response_ids) for row in rows), default=0)
     size = max(1, LOGITS_AT_ONCE // ((longest + 1) * lm.d_vocab))
@@ -126,7 +126,7 @@ def chunks(lm: LanguageModel, rows: Sequence[Continuation]) -> Iterator[Chunk]:
         )
         lengths = torch.tensor([len(row.prompt_ids) for row in part], device=lm.device)
         width = max(1, *(len(row.response_ids) for row in part))
-        yield Chunk(ids, mask, lengths, width)
+        yield _Chunk(ids, mask, lengths, width)
 
 
 def logits_of_arms(
@@ -161,7 +161,7 @@ def logits_of_arms(
 
 
 def _logits_of_arms(
-    lm: LanguageModel, chunk: Chunk, arms: Sequence[Intervention | None]
+    lm: LanguageModel, chunk: _Chunk, arms: Sequence[Intervention | None]
 ) -> Iterator[Logits]:
     """For each arm the logits that predict `chunk.targets`."""
     rows, keep = (chunk.ids, chunk.mask, chunk.prompt_lengths), chunk.width + 1
