@@ -34,6 +34,7 @@ calibration: $(RUN_TIME)
 
 benchmark: $(RUN_TIME)
 	$(BIN)/python benchmarks/geometry.py
+	$(BIN)/python benchmarks/reachability.py
 
 $(RUN_TIME): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -6,6 +6,7 @@ for a real model, {files} for a folder of good and bad inputs, {tmp} for an empt
 
 EXTRACT = "extract --model M --out {tmp}/new.safetensors"
 STEER = "steer --model M --prompt Once --max-new-tokens 3"
+INVERT = "invert --model M --prompt Once --max-tokens 3"
 AUDIT = "audit --model M --config {files}/small.toml --out {tmp}/run"
 WRONG = {
     "a vector of the wrong width": (
@@ -194,5 +195,71 @@ WRONG = {
         "paper-tables {files}/pairs.jsonl",
         "NoSuchFile",
         ["no folder", "pairs.jsonl"],
+    ),
+    "an empty prompt to invert": (
+        INVERT + " --prompt=",
+        "BadPrompts",
+        ["prompt 2 of 2 is empty"],
+    ),
+    "a layer out of range to invert": (
+        INVERT + " --layer 5",
+        "LayerOutOfRange",
+        ["layer 5", "0 to 4"],
+    ),
+    "a vector of the wrong width whose states are to be inverted": (
+        INVERT + " --vector {files}/wide.safetensors",
+        "ShapeMismatch",
+        ["65 wide", "64 wide"],
+    ),
+    "an alpha whose states are no numbers": (
+        INVERT + " --vector {files}/v.safetensors --alpha 1e38",
+        "NonFiniteLogits",
+        ["alpha = 1e+38", "layer 2"],
+    ),
+    "another layer than the vector's to invert": (
+        INVERT + " --vector {files}/v.safetensors --layer 3",
+        "BadSpec",
+        ["--layer 3", "layer 2", "--read-layer"],
+    ),
+    "states read below the vector": (
+        INVERT + " --vector {files}/v.safetensors --read-layer 1",
+        "BadSpec",
+        ["--read-layer 1", "layer 2"],
+    ),
+    "states read above the last block": (
+        INVERT + " --vector {files}/v.safetensors --read-layer 5",
+        "LayerOutOfRange",
+        ["layer 5", "0 to 4"],
+    ),
+    "a strength without a vector": (
+        INVERT + " --alpha 2 --ablate",
+        "BadSpec",
+        ["--alpha and --ablate", "--vector"],
+    ),
+    "a strength of what is taken out": (
+        INVERT + " --vector {files}/v.safetensors --alpha 2 --ablate",
+        "BadSpec",
+        ["no strength"],
+    ),
+    "an unknown tolerance": (
+        INVERT + " --tolerance tight",
+        "BadSpec",
+        ["tight", "calibrated"],
+    ),
+    "a negative tolerance": (INVERT + " --tolerance=-1", "InputError", ["-1"]),
+    "no token to invert": (
+        "invert --model M --prompt Once --max-tokens 0",
+        "BadSpec",
+        ["--max-tokens is 0"],
+    ),
+    "a folder in the place of a file of inversions": (
+        INVERT + " --out {files}",
+        "BadSpec",
+        ["is a folder"],
+    ),
+    "a chat template that is not there": (
+        INVERT + " --chat",
+        "BadPrompts",
+        ["chat template"],
     ),
 }

@@ -30,6 +30,22 @@ def benchmark():
     del sys.modules[spec.name]
 
 
+@pytest.fixture(scope="module")
+def search(benchmark):
+    """The other script, which takes its models from the first one."""
+    path = PATH.with_name("reachability.py")
+    spec = importlib.util.spec_from_file_location("benchmarks_reachability", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    added = {spec.name: module, "geometry": benchmark}
+    sys.modules.update(added)
+    spec.loader.exec_module(module)
+    yield module
+    for name in added:
+        del sys.modules[name]
+
+
 @FAMILIES
 def test_the_exact_spectrum_is_that_of_the_prompts_fisher_matrix(benchmark, family):
     lm = benchmark.Shape(family, 32, 3, 101).build()
@@ -117,3 +133,44 @@ def test_a_run_prints_and_writes_every_number(benchmark, tmp_path, monkeypatch, 
     parts = seconds["jacobian"] + seconds["metric"] + seconds["eigen"]
     assert seconds["exact"] <= parts * (1 + 1e-9)
     assert report["memory"][0]["d_vocab"] == 300
+
+
+@FAMILIES
+def test_every_way_to_search_computes_the_same_states(search, family):
+    lm = search.Shape(family, 64, 3, 700).build()
+    ids = search.prompt_of(lm)
+    expected = search.ours(search.prefix_of(lm, ids[:-1], layer=1), ids[-1])
+    tokens = torch.arange(700)
+    for way in (search.published, search.stopped, search.one_a_row):
+        found = way(lm, ids, tokens, layer=1)
+        assert found.shape == expected.shape == (700 - search.TOKENS_AT_ONCE, 64)
+        # Two blocks in float32, in states of a norm of about 1.
+        assert float((found - expected).abs().max()) < 1e-5
+    # Not vacuous: each candidate has another state.
+    assert float((expected - expected.roll(1, 0)).norm(dim=-1).min()) > 1e-2
+
+
+def test_the_searchs_ceiling_counts_the_blocks_up_to_the_layer_alone(search):
+    lm = search.Shape("llama", 32, 4, 101).build()
+    block = sum(weight.numel() for weight in lm.blocks[0].parameters())
+    assert search.ceiling_flops(lm, layer=0) == 2 * 101 * block
+    assert search.ceiling_flops(lm, layer=3) == 2 * 101 * 4 * block
+    assert search.matrix_rate(lm) > 0
+
+
+def test_a_search_holds_as_much_for_a_large_vocabulary_as_for_a_small_one(
+    search, monkeypatch, capsys
+):
+    monkeypatch.setenv("KINETO_LOG_LEVEL", "99")
+    search.main(["--quick"])
+    printed = capsys.readouterr().out
+    assert "published / ours" in printed
+    report = json.loads(printed.splitlines()[-1])
+    few, many = report["models"]
+    assert many["shape"]["d_vocab"] == 2 * few["shape"]["d_vocab"]
+    for values in (*few["seconds"].values(), *many["ratios"].values()):
+        assert 0 < values["low"] <= values["median"] <= values["high"]
+    # Both have a batch that is full, and some that is not.
+    assert few["shape"]["d_vocab"] > search.TOKENS_AT_ONCE
+    assert many["dense"] == 2 * few["dense"]
+    assert many["peak"] < 1.1 * few["peak"]

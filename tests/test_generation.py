@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models import D_MODEL, FAMILIES, borrowed, network, tiny
+from tests.models import D_MODEL, FAMILIES, NUM_LAYERS, borrowed, network, tiny
 
 from steergauge.errors import InputError, NonFiniteLogits, ShapeMismatch, WrongModel
 from steergauge.generation import Arm, Decoding, Sample, end_tokens, generate
-from steergauge.intervention import Add, Scope
+from steergauge.intervention import Ablate, Add, Scope
 from steergauge.split import LanguageModel
 from steergauge.vector import Provenance, Site, SteeringVector
 
@@ -80,6 +80,64 @@ def test_greedy_unsteered_decoding_is_hugging_faces(family, ends):
     assert [ours[1].token_ids] == huggingface(lm, PROMPTS[1:2])
     # Not vacuous: different prompts are continued differently.
     assert len({s.token_ids for s in ours}) >= 3
+
+
+def ablated(
+    lm: LanguageModel, prompt: str, arm: Ablate, layers: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Greedy tokens of whole passes without a cache, by hooks of our own."""
+    ids = list(lm.tokenizer(prompt)["input_ids"])
+    num_prompt = len(ids)
+    v = arm.vector.direction
+    first = {Scope.ALL: 0, Scope.RESPONSE: num_prompt, Scope.GENERATING: num_prompt - 1}
+    stop = num_prompt if arm.scope is Scope.PROMPT else None
+
+    def hook(_module: Any, _args: Any, output: Any) -> Any:
+        stream = (output[0] if isinstance(output, tuple) else output).clone()
+        here = stream[:, first.get(arm.scope, 0) : stop]
+        here -= (here @ v / (v @ v))[..., None] * v
+        return (stream, *output[1:]) if isinstance(output, tuple) else stream
+
+    handles = [lm.blocks[layer].register_forward_hook(hook) for layer in layers]
+    with torch.no_grad():
+        for _ in range(GREEDY.max_new_tokens):
+            logits = lm.model(torch.tensor([ids]), use_cache=False).logits
+            ids.append(int(logits[0, -1].argmax()))
+    for handle in handles:
+        handle.remove()
+    return tuple(ids[num_prompt:])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
+def test_generation_under_ablation_is_a_plain_loop_with_hooks(family):
+    lm = tiny(family, ends=NO_ENDS)
+    everywhere = tuple(range(NUM_LAYERS))
+    arms = {
+        f"{scope} {layers}": (Ablate(add().vector, scope, layers), layers or (1,))
+        for scope in Scope
+        for layers in ((), everywhere)
+    }
+    # In one batch with rows that add, and with rows that are left alone.
+    mixed = {"plain": None, "added": add(1), **{k: arm for k, (arm, _) in arms.items()}}
+    found = tokens(generate(lm, PROMPTS, mixed, decoding=GREEDY))
+    for name, (arm, layers) in arms.items():
+        for prompt in PROMPTS:
+            assert found[name, prompt, 0] == ablated(lm, prompt, arm, layers), name
+    # Not vacuous: one direction of 48 less, and many texts are others.
+    changed = [
+        found[name, prompt, 0] != found["plain", prompt, 0]
+        for name in arms
+        for prompt in PROMPTS
+    ]
+    assert sum(changed) > len(changed) / 3
+
+
+def test_an_ablation_that_breaks_the_model_is_named():
+    lm = borrowed(network("llama"))
+    with torch.no_grad():
+        lm.model.model.layers[2].mlp.down_proj.weight[7] = torch.inf
+    with pytest.raises(NonFiniteLogits, match=r"^ablation at layer 1 drove"):
+        generate(lm, PROMPTS[:1], {"a": Ablate(add().vector)}, decoding=GREEDY)
 
 
 def test_results_come_by_arm_prompt_and_sample_whatever_the_batches():

@@ -9,7 +9,7 @@ from tests.models import D_MODEL, D_VOCAB, NUM_LAYERS, tiny
 
 from steergauge import scoring
 from steergauge.generation import Decoding, generate
-from steergauge.intervention import Add, Scope
+from steergauge.intervention import Ablate, Add, Scope, blocks_of
 from steergauge.prompts import Text, encode
 from steergauge.scoring import Continuation, negative_log_likelihood, sequence_kl
 from steergauge.vector import Site, SteeringVector
@@ -40,8 +40,14 @@ def step(layer: int, seed: int, *, alpha: float = 1.0, scope=Scope.GENERATING) -
     return Add(SteeringVector(direction, Site(layer)), alpha, scope)
 
 
-def log_p(lm, ids: list[int], num_prompt: int, arm: Add | None) -> torch.Tensor:
-    """Of every next token, by the whole model on one row alone, with a hook of ours."""
+def ablation(layer: int, seed: int, **how) -> Ablate:
+    return Ablate(step(layer, seed).vector, **how)
+
+
+def log_p(
+    lm, ids: list[int], num_prompt: int, arm: Add | Ablate | None
+) -> torch.Tensor:
+    """Of every next token, by the whole model on one row alone, with hooks of ours."""
 
     def hook(_module, _args, output):
         stream = output[0] if isinstance(output, tuple) else output
@@ -51,21 +57,28 @@ def log_p(lm, ids: list[int], num_prompt: int, arm: Add | None) -> torch.Tensor:
             Scope.RESPONSE: slice(num_prompt, None),
             Scope.GENERATING: slice(num_prompt - 1, None),
         }
-        stream = stream.clone()
-        stream[:, places[arm.scope]] += arm.alpha * arm.vector.direction
+        stream, v = stream.clone(), arm.vector.direction
+        here = stream[:, places[arm.scope]]
+        if isinstance(arm, Ablate):
+            here -= (here @ v / (v @ v))[..., None] * v
+        else:
+            here += arm.alpha * v
         return (stream, *output[1:]) if isinstance(output, tuple) else stream
 
-    handle = arm and lm.blocks[arm.site.layer].register_forward_hook(hook)
+    blocks = [lm.blocks[layer] for layer in blocks_of(arm)] if arm else []
+    handles = [block.register_forward_hook(hook) for block in blocks]
     try:
         with torch.no_grad():
             logits = lm.model(torch.tensor([ids]), use_cache=False).logits[0]
     finally:
-        if handle:
+        for handle in handles:
             handle.remove()
     return logits.double().log_softmax(-1)
 
 
-def slow_kl(lm, row: Continuation, p_arm: Add | None, q_arm: Add | None) -> float:
+def slow_kl(
+    lm, row: Continuation, p_arm: Add | Ablate | None, q_arm: Add | Ablate | None
+) -> float:
     """Sum of KL over the response, each token from the text up to it alone."""
     total, num_prompt = 0.0, len(row.prompt_ids)
     for k in range(len(row.response_ids)):
@@ -95,6 +108,30 @@ def test_sequence_kl_is_the_sum_over_single_tokens_of_the_whole_model(family):
         assert found[name] == pytest.approx(wanted, abs=OTHER_KERNELS), name
         # Not vacuous: where there is a response, the arms differ visibly.
         assert min(found[name][[0, 1, 2, 4]]) > 1e-3, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sequence_kl_to_and_from_ablations_is_that_of_the_whole_model(family):
+    lm, texts = tiny(family), rows(*RAGGED)
+    everywhere = tuple(range(NUM_LAYERS))
+    arms = {
+        "one block": ablation(1, 0),
+        "another block": ablation(1, 0, layers=(3,)),
+        "all blocks": ablation(1, 0, layers=everywhere),
+        "two blocks, in the prompt": ablation(0, 1, layers=(0, 2), scope=Scope.PROMPT),
+        "in the response": ablation(2, 2, scope=Scope.RESPONSE),
+        "generating": ablation(1, 3, layers=everywhere, scope=Scope.GENERATING),
+        "added": step(1, 0),
+        "unsteered": None,
+    }
+    for reference in (arms["one block"], arms["all blocks"], None):
+        found = sequence_kl(lm, texts, reference, arms)
+        for name, other in arms.items():
+            wanted = [slow_kl(lm, row, reference, other) for row in texts]
+            assert found[name] == pytest.approx(wanted, abs=OTHER_KERNELS), name
+            # Not vacuous: different arms differ, by far more than rounding does.
+            different = other is not reference
+            assert bool(found[name].sum() > 1000 * OTHER_KERNELS) is different, name
 
 
 def test_temperature_divides_the_logits_of_both_arms():
@@ -169,7 +206,12 @@ def test_negative_log_likelihood_is_the_loss_of_hugging_face(family):
 
 def test_a_steered_likelihood_is_that_of_the_steered_model():
     lm, texts = tiny("gpt2"), rows((4, 6), (2, 3))
-    for arm in (None, step(1, 0), step(NUM_LAYERS - 1, 1, alpha=-2.0)):
+    for arm in (
+        None,
+        step(1, 0),
+        step(NUM_LAYERS - 1, 1, alpha=-2.0),
+        ablation(1, 2, layers=(0, 2)),
+    ):
         found = negative_log_likelihood(lm, texts, arm)
         wanted = []
         for row in texts:

@@ -14,11 +14,14 @@ from steergauge.statistics import (
     estimate,
     fieller,
     intraclass_correlation,
+    median,
     prompts_to_decide,
     rank_p,
     reliability,
+    share,
     tost,
     two_way_bootstrap,
+    wilson,
 )
 
 NUM_SIMULATIONS = 300
@@ -374,3 +377,61 @@ def test_fiellers_interval_covers_also_where_the_denominator_is_noisy(bottom):
         hits += seen.low is None or seen.low <= 0.5 <= seen.high
     assert hits / NUM_SIMULATIONS >= 0.95 - slack(0.95)
     assert (unbounded > 0) == (bottom == 0.2)
+
+
+@pytest.mark.parametrize("num", [1, 7, 40])
+def test_wilsons_interval_is_scipys_where_counts_are_whole(num):
+    for found in range(num + 1):
+        for level in (0.9, 0.95):
+            counted = stats.binomtest(found, num)
+            ends = counted.proportion_ci(level, method="wilson")
+            seen = wilson(found, num, level=level)
+            assert (seen.value, seen.level) == (found / num, level)
+            assert (seen.low, seen.high) == pytest.approx((ends.low, ends.high))
+            assert 0 <= seen.low <= seen.value <= seen.high <= 1
+
+
+@pytest.mark.parametrize(("found", "num"), [(0, 0), (3, 2), (-1, 2), (math.nan, 2)])
+def test_a_share_of_nothing_is_an_error(found, num):
+    with pytest.raises(ValueError, match="found <= num"):
+        wilson(found, num)
+
+
+@pytest.mark.parametrize("num", [4, 10])
+@pytest.mark.parametrize("rate", [0.5, 0.9])
+def test_the_interval_of_a_share_covers_over_prompts(rate, num):
+    """Prompts of ten positions each, whose rates are spread around the mean."""
+    rng, hits = np.random.default_rng(0), 0
+    for seed in range(NUM_SIMULATIONS):
+        rates = rng.beta(2 * rate, 2 * (1 - rate), num)
+        seen = share(rng.binomial(10, rates) / 10, seed=seed)
+        hits += seen.low <= rate <= seen.high
+    assert hits / NUM_SIMULATIONS >= 0.95 - slack(0.95)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_prompts_that_all_agree_leave_an_interval(value):
+    widths = []
+    for num in (1, 4, 10):
+        seen = share(np.full(num, value))
+        assert seen.value == value
+        assert 0 <= seen.low <= seen.high <= 1
+        widths.append(seen.high - seen.low)
+    assert widths[0] > widths[1] > widths[2] > 0.2
+
+
+@pytest.mark.parametrize("num", [1, 3, 5, 6, 10, 25])
+def test_the_interval_of_a_median_covers_at_its_level(num):
+    rng = np.random.default_rng(0)
+    hits, seen = 0, None
+    for _ in range(NUM_SIMULATIONS):
+        # Skewed, with median log 2.
+        seen = median(rng.exponential(size=num))
+        hits += seen.low <= math.log(2) <= seen.high
+    assert seen.level == min(0.95, 1 - 2 ** (1 - num))
+    assert hits / NUM_SIMULATIONS >= seen.level - slack(seen.level)
+
+
+def test_the_median_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no value"):
+        median(np.array([]))

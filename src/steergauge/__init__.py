@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from steergauge.generation import Arm as Arm
     from steergauge.generation import Decoding as Decoding
     from steergauge.generation import generate as generate
+    from steergauge.intervention import Ablate as Ablate
     from steergauge.intervention import Add as Add
     from steergauge.intervention import Scope as Scope
     from steergauge.loading import load as load
@@ -48,7 +49,7 @@ _HOME = {
     "loading": ("load",),
     "vector": ("Site", "SteeringVector", "load_vector"),
     "prompts": ("ContrastPair", "Text", "environment", "read_pairs", "trait"),
-    "intervention": ("Add", "Scope"),
+    "intervention": ("Ablate", "Add", "Scope"),
     "probes": ("Probe", "load_probe"),
     "generation": ("Arm", "Decoding", "generate"),
     "extraction.mean_difference": ("mean_difference",),

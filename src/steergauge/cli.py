@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from steergauge.errors import BadSpec, NoSuchFile, SteergaugeError
+from steergauge.inverting import invert
 from steergauge.options import (
     DRAWS,
     MODEL,
@@ -302,7 +303,8 @@ def audit(
             help="Comma-separated, instead of the preset's: plumbing, manipulation, "
             "equivalence, divergence, replication, scale, logits, environments, "
             "reliability; spectrum, nulls, saturation, decomposition, alternative, "
-            "linearity, gauge, methods; or groups of them: core, paper, geometry."
+            "linearity, gauge, methods; states, inversion, access, density; or groups "
+            "of them: core, paper, geometry, reachability."
         ),
     ] = None,
     layers: Annotated[
@@ -354,10 +356,40 @@ def audit(
             rich_help_panel=SIZES,
         ),
     ] = None,
+    steering: Annotated[
+        str | None,
+        typer.Option(
+            help="addition, or ablation (with --audits reachability). "
+            "[dim]default: addition[/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    reach_prompts: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts whose steered states are searched for.",
+            rich_help_panel=SIZES,
+        ),
+    ] = None,
+    search_evaluations: Annotated[
+        int | None,
+        typer.Option(
+            help="Prompts that each search for one may try.", rich_help_panel=SIZES
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Rows at once.", rich_help_panel=SIZES)
     ] = None,
     layer: Layer = None,
+    read_layer: Annotated[
+        int | None,
+        typer.Option(
+            help="Block after which states are compared with those of prompts. "
+            "[dim]default: where the vector is added[/dim]",
+            show_default=False,
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -408,6 +440,8 @@ def audit(
         "temperature": temperature, "samples": samples,
         "num_perpendicular": num_perpendicular, "max_new_tokens": max_new_tokens,
         "geometry_prompts": geometry_prompts, "geometry_tokens": geometry_tokens,
+        "steering": steering, "read_layer": read_layer,
+        "reach_prompts": reach_prompts, "search_evaluations": search_evaluations,
         "method": method, "layer": layer, "batch_size": batch_size,
         "position": position, "scope": scope, "chat": chat,
         "revision": revision, "dtype": dtype,
@@ -432,6 +466,9 @@ def audit(
         raise BadSpec("--out is missing: the folder where the run is kept.")
     else:
         _audit(wanted, folder, device=device, sweep=layers is not None)
+
+
+app.command()(invert)
 
 
 @app.command()

@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from steergauge.cache import spread
 from steergauge.errors import InputError, NonFiniteLogits
-from steergauge.intervention import Intervention, edits
+from steergauge.intervention import Ablate, Intervention, edits
 from steergauge.prompts import Text, encode, padded
 from steergauge.split import LanguageModel, positions
 
@@ -217,7 +217,14 @@ def _rows(
         if steering is not None and steering.is_identity:
             steering = None  # alpha = 0 is the unsteered run itself, bit for bit.
         rows += [
-            _Row(name, steering, index, sample, ids, _key(seed, arm.noise, ids, sample))
+            _Row(
+                name,
+                steering,
+                index,
+                sample,
+                ids,
+                noise_key(seed, arm.noise, ids, sample),
+            )
             for index, ids in enumerate(encoded)
             for sample in range(samples)
         ]
@@ -306,12 +313,20 @@ def _check_finite(logits: Tensor, here: Sequence[Intervention | None]) -> None:
             cause="Its weights are damaged or overflow in this precision.",
             remedy="Load it in float32.",
         )
-    norm = steering.vector.norm * abs(steering.alpha)
     raise NonFiniteLogits(
-        f"alpha = {steering.alpha:g} at layer {steering.site.layer} (a step of length "
-        f"{norm:.3g}) drove the logits to infinity or NaN.",
+        f"{_described(steering)} drove the logits to infinity or NaN.",
         cause="The step is far beyond the norms that this model works with.",
         remedy="Use a smaller alpha; `steergauge audit` recommends one.",
+    )
+
+
+def _described(steering: Intervention) -> str:
+    if isinstance(steering, Ablate):
+        return f"ablation at layer {steering.site.layer}"
+    norm = steering.vector.norm * abs(steering.alpha)
+    return (
+        f"alpha = {steering.alpha:g} at layer {steering.site.layer} (a step of length "
+        f"{norm:.3g})"
     )
 
 
@@ -387,7 +402,7 @@ def _hash32(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def _key(seed: int, noise: int, prompt_ids: tuple[int, ...], sample: int) -> int:
-    """63 bits of (seed, stream of noise, prompt, sample)."""
+def noise_key(seed: int, noise: int, prompt_ids: tuple[int, ...], sample: int) -> int:
+    """63 bits of (seed, stream of noise, prompt, sample): one of `Noise`'s keys."""
     content = repr((seed, noise, prompt_ids, sample)).encode()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest()) >> 1

@@ -1,8 +1,10 @@
 """T: maps h -> h' of the residual stream, each at a site and within a scope.
 
 `Add` is activation addition: h' = h + alpha v at the positions of its scope
-(arXiv 2308.10248, arXiv 2312.06681). Positions are absolute: with p the index of a
-token among the real tokens of its row and P the prompt's length,
+(arXiv 2308.10248, arXiv 2312.06681). `Ablate` is directional ablation, with
+u = v / ||v||: h' = h - (u'h) u, which leaves nothing along v (arXiv 2406.11717).
+Positions are absolute: with p the index of a token among the real tokens of its row
+and P the prompt's length,
 
 ===========  ==================  ===================================================
 scope        positions           meaning
@@ -21,6 +23,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -131,8 +134,69 @@ class Add:
         return self.vector.direction.float() * self.alpha
 
 
-Intervention = Add
-"""Every kind of intervention; so far there is one."""
+@dataclass(frozen=True, slots=True)
+class Ablate:
+    """Directional ablation h' = h - (u'h) u, with u = v at length 1.
+
+    Attributes:
+        vector: whose direction is taken out.
+        scope: positions.
+        layers: blocks after which it is taken out; empty means after the vector's own.
+            Arditi et al. take it out of everything that is written into the stream,
+            which all blocks together come close to: what attention writes is still
+            seen by the MLP of the same block.
+    """
+
+    vector: SteeringVector
+    scope: Scope = Scope.ALL
+    layers: tuple[int, ...] = ()
+
+    @property
+    def site(self) -> Site:
+        """Where the stream is changed first."""
+        return Site(min(self.layers)) if self.layers else self.vector.site
+
+    @property
+    def alpha(self) -> float:
+        """Always 1: a direction is taken out or it is not."""
+        return 1.0
+
+    @property
+    def is_identity(self) -> bool:
+        """Never: a stream without any part along v is no rule."""
+        return False
+
+    def check_fits(self, lm: LanguageModel, *, other_model: bool = False) -> None:
+        """Raise unless the direction can be taken out of this model's stream.
+
+        Args:
+            lm: the model to be steered.
+            other_model: accept a vector that was extracted from another model.
+
+        Raises:
+            LayerOutOfRange: the model has no such block.
+            VectorError: the vector does not fit; see `SteeringVector.check_fits`.
+        """
+        self.vector.check_fits(lm, other_model=other_model)
+        for layer in self.layers:
+            lm.check_layer(layer)
+
+    @property
+    def direction(self) -> Tensor:
+        """The u of length 1, in float32."""
+        wide = self.vector.direction.double()
+        return (wide / torch.linalg.vector_norm(wide)).float()
+
+
+Intervention = Add | Ablate
+"""Every kind of intervention."""
+
+
+def blocks_of(intervention: Intervention) -> tuple[int, ...]:
+    """The blocks after which it changes the stream, ascending."""
+    if isinstance(intervention, Ablate) and intervention.layers:
+        return tuple(sorted({*intervention.layers}))
+    return (intervention.site.layer,)
 
 
 def edits(
@@ -149,46 +213,90 @@ def edits(
         mask: True at real tokens of this pass, (batch, pos).
         prompt_lengths: P of every row, (batch,).
     """
-    rows_at: dict[int, list[int]] = {}
+    rows_at: dict[tuple[int, type], list[int]] = {}
     for row, intervention in enumerate(interventions):
         if intervention is not None and not intervention.is_identity:
-            rows_at.setdefault(intervention.site.layer, []).append(row)
-    return {
-        layer: _adding(interventions, rows, positions, mask, prompt_lengths)
-        for layer, rows in rows_at.items()
-    }
+            for layer in blocks_of(intervention):
+                rows_at.setdefault((layer, type(intervention)), []).append(row)
+    found: dict[int, Edit] = {}
+    for (layer, kind), rows in rows_at.items():
+        covered = _covered(interventions, rows, positions, mask, prompt_lengths)
+        own = (_adding if kind is Add else _ablating)(interventions, rows, covered)
+        before = found.get(layer)
+        # No row is in both: their order does not matter.
+        found[layer] = own if before is None else _both(before, own)
+    return found
 
 
-def _adding(
+def _both(first: Edit, second: Edit) -> Edit:
+    return lambda stream: second(first(stream))
+
+
+def _covered(
     interventions: Sequence[Intervention | None],
     rows: Sequence[int],
     positions: Tensor,
     mask: Mask,
     prompt_lengths: Tensor,
-) -> Edit:
-    """One gather and one addition, however many different vectors the rows have."""
+) -> Mask:
+    """True at the positions of `rows` that their own scopes cover."""
+    covered = torch.zeros_like(mask)
+    by_scope: dict[Scope, list[int]] = {}
+    for row in rows:
+        intervention = interventions[row]
+        assert intervention is not None
+        by_scope.setdefault(intervention.scope, []).append(row)
+    for scope, members in by_scope.items():
+        chosen = torch.tensor(members, device=mask.device)
+        inside = scope.covers(positions[chosen], prompt_lengths[chosen])
+        covered[chosen] = inside & mask[chosen]
+    return covered
+
+
+def _gathered(
+    interventions: Sequence[Intervention | None], rows: Sequence[int], device: Any
+) -> Tensor:
+    """(batch, d_model): each row's step or direction, made once however many share it.
+
+    Rows that are not in `rows` get that of another; nothing covers them.
+    """
     distinct: dict[int, int] = {}
     table: list[Tensor] = []
     which = torch.zeros(len(interventions), dtype=torch.long)
-    covered = torch.zeros_like(mask)
-    by_scope: dict[Scope, list[int]] = {}
     for row in rows:
         intervention = interventions[row]
         assert intervention is not None
         key = id(intervention)
         if key not in distinct:
             distinct[key] = len(table)
-            table.append(intervention.displacement)
+            added = isinstance(intervention, Add)
+            table.append(intervention.displacement if added else intervention.direction)
         which[row] = distinct[key]
-        by_scope.setdefault(intervention.scope, []).append(row)
-    for scope, members in by_scope.items():
-        chosen = torch.tensor(members, device=mask.device)
-        inside = scope.covers(positions[chosen], prompt_lengths[chosen])
-        covered[chosen] = inside & mask[chosen]
-    shifts = torch.stack(table).to(mask.device)[which.to(mask.device)]
+    return torch.stack(table).to(device)[which.to(device)]
+
+
+def _adding(
+    interventions: Sequence[Intervention | None], rows: Sequence[int], covered: Mask
+) -> Edit:
+    """One gather and one addition, however many different vectors the rows have."""
+    shifts = _gathered(interventions, rows, covered.device)
 
     def edit(stream: Tensor) -> Tensor:
         shift = shifts.to(stream)[:, None, :]
         return torch.where(covered[..., None].to(stream.device), stream + shift, stream)
+
+    return edit
+
+
+def _ablating(
+    interventions: Sequence[Intervention | None], rows: Sequence[int], covered: Mask
+) -> Edit:
+    """One gather and one projection, however many different directions there are."""
+    directions = _gathered(interventions, rows, covered.device)
+
+    def edit(stream: Tensor) -> Tensor:
+        unit = directions.to(stream)[:, None, :]
+        left = stream - (stream * unit).sum(-1, keepdim=True) * unit
+        return torch.where(covered[..., None].to(stream.device), left, stream)
 
     return edit

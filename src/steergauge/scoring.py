@@ -154,10 +154,14 @@ def logits_of_arms(
     for arm in arms:
         if arm is None or arm.is_identity:
             yield lm.logits(ids, mask, keep=keep)
+            continue
+        steering = edits([arm] * len(ids), where, mask, prompt_lengths)
+        layer = arm.site.layer
+        if len(steering) > 1:
+            yield lm.logits(ids, mask, edits=steering, keep=keep)
         else:
-            layer = arm.site.layer
-            edit = edits([arm] * len(ids), where, mask, prompt_lengths)[layer]
-            yield lm.suffix(edit(streams[layer]), mask, layer=layer, keep=keep)
+            entered = steering[layer](streams[layer])
+            yield lm.suffix(entered, mask, layer=layer, keep=keep)
 
 
 def _logits_of_arms(

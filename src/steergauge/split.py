@@ -106,6 +106,26 @@ class LanguageModel:
         with editing(self.blocks, edits or {}):
             return self._run(mask, ids.shape[1], cache, keep, input_ids=ids)
 
+    def logits_from(
+        self,
+        embeddings: Stream,
+        mask: SeenMask,
+        *,
+        cache: DynamicCache | None = None,
+        keep: int = 0,
+    ) -> Logits:
+        """The model on input embeddings instead of tokens; differentiable in them.
+
+        Args:
+            embeddings: what the input embedding gives for tokens, or what no token
+                gives, (batch, pos, d_model).
+            mask: True at real positions; covers the cache's positions too.
+            cache: keys and values of earlier positions; extended by this pass.
+            keep: compute logits of the last `keep` positions only; 0 means all.
+        """
+        num_pos = embeddings.shape[1]
+        return self._run(mask, num_pos, cache, keep, inputs_embeds=embeddings)
+
     def prefix(
         self,
         ids: TokenIds,

@@ -156,6 +156,78 @@ def rank_p(value: float, null: Float[np.ndarray, " draws"]) -> float:
     return float((1 + np.sum(null >= value)) / (len(null) + 1))
 
 
+def wilson(found: float, num: int, *, level: float = 0.95) -> Estimate:
+    """A share with E. B. Wilson's interval (JASA 22, 1927): never empty, in [0, 1].
+
+    It inverts the test whose variance is that of the hypothesis, so that 0 of 8 says
+    something, and not that the share is 0.
+
+    Args:
+        found: how many of them; not whole if it is a sum of shares, which vary less
+            around their mean than yes and no do.
+        num: of how many that are independent.
+        level: of the interval.
+
+    Raises:
+        ValueError: `found` is not between 0 and `num`, or `num` is 0.
+
+    >>> seen = wilson(0, 8)
+    >>> seen.value, round(seen.high, 3)
+    (0.0, 0.324)
+    """
+    if not 0 <= found <= num or num == 0:
+        raise ValueError(f"a share needs 0 <= found <= num and num > 0: {found}, {num}")
+    z2 = float(stats.norm.ppf((1 + level) / 2)) ** 2
+    middle = (found + z2 / 2) / (num + z2)
+    half = np.sqrt(z2 * (found * (num - found) / num + z2 / 4)) / (num + z2)
+    value = found / num
+    # At the ends the two terms are equal up to rounding.
+    low, high = min(value, middle - half), max(value, middle + half)
+    return Estimate(value, max(0.0, float(low)), min(1.0, float(high)), level)
+
+
+def share(shares: Float[np.ndarray, " prompts"], *, seed: int = 0) -> Estimate:
+    """The mean of prompts' shares; the wider of two intervals, at either end.
+
+    Resampled prompts see how different they are, and Student's factor that they are
+    few. Prompts that all agree leave a bootstrap no width at all, however few they
+    are: Wilson's with one yes or no a prompt does.
+
+    Raises:
+        ValueError: there is no prompt.
+    """
+    draws = two_way_bootstrap({"": shares[None]}, seed=seed)[""]
+    seen = estimate(shares[None], draws)
+    whole = wilson(float(shares.sum()), len(shares))
+    low, high = min(seen.low, whole.low), max(seen.high, whole.high)
+    return Estimate(whole.value, max(0.0, low), min(1.0, high))
+
+
+def median(values: Float[np.ndarray, " num"], *, level: float = 0.95) -> Estimate:
+    """The median with the interval between two order statistics (the sign test's).
+
+    It covers the median of any continuous distribution. Fewer than six values cannot
+    at 95 %: then it is their range, and `level` is what that range covers.
+
+    Raises:
+        ValueError: there is no value.
+
+    >>> import numpy as np
+    >>> print(median(np.array([3.0, 1.0, 2.0])))
+    Estimate(value=2.0, low=1.0, high=3.0, level=0.75)
+    """
+    if len(values) == 0:
+        raise ValueError("there is no value to take the median of")
+    num, ordered = len(values), np.sort(values)
+    # So many of them may lie beyond an end.
+    below = max(0, int(stats.binom.ppf((1 - level) / 2, num, 0.5)) - 1)
+    reached = 1 - 2 * float(stats.binom.cdf(below, num, 0.5))
+    ends = float(ordered[below]), float(ordered[-1 - below])
+    return Estimate(
+        float(np.median(values)), *ends, level=min(level, max(0.0, reached))
+    )
+
+
 def auc(high: Float[np.ndarray, " highs"], low: Float[np.ndarray, " lows"]) -> float:
     """Probability that a random `high` score exceeds a random `low` one; ties half.
 

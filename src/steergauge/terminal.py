@@ -52,6 +52,14 @@ VERDICT_STYLE = {
     "IDENTIFIABLE WITHIN": "bold cyan",
     "ONE CLASS": "bold green",
     "SEVERAL CLASSES": "bold magenta",
+    "REACHABLE": "bold green",
+    "EPSILON-CLOSE": "bold yellow",
+    "ORIGIN-NEAREST (UNREACHED)": "bold magenta",
+    "UNREACHED": "bold magenta",
+    "FOUND": "bold green",
+    "NOT FOUND AT BUDGET": "bold yellow",
+    "ON MANIFOLD": "bold green",
+    "OFF MANIFOLD": "bold magenta",
 }
 
 
@@ -171,16 +179,17 @@ def duration(seconds: float) -> str:
 def show_run(run: "Run") -> None:
     """A table of verdicts, then why."""
     facts = run.facts
+    how = f"alpha = {facts['alpha']:+g} (step {facts['step']:.2f} of median ||h||)"
     table = Table(
         title=f"{facts['model']}, layer {facts['layer']} (of 0 to "
         f"{facts['num_layers'] - 1}), "
-        f"alpha = {facts['alpha']:+g} (step {facts['step']:.2f} of median ||h||)",
+        + ("v ablated" if facts.get("steering") == "ablation" else how),
         title_justify="left",
     )
     table.add_column("", no_wrap=True)
     table.add_column("claim")
     table.add_column("number\n[95 %]", no_wrap=True)
-    table.add_column("verdict", max_width=len("UNINFORMATIVE"))
+    table.add_column("verdict", max_width=len("ORIGIN-NEAREST"))
     for finding in run.findings.values():
         number = ""
         if finding.estimate is not None:

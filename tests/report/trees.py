@@ -1,6 +1,12 @@
 """A page as tags, text and tables, read by Python's own parser; contrast of colours."""
 
+import itertools
+import re
+from collections.abc import Mapping
 from html.parser import HTMLParser
+
+from steergauge.audits.finding import Finding
+from steergauge.report import words
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 LOADING = {"src", "href", "srcset", "data", "action", "poster", "background"}
@@ -44,6 +50,60 @@ def tree(page: str) -> Tree:
     parsed.close()
     assert parsed.open == []
     return parsed
+
+
+def check_sound(page: str, links: set[str]) -> None:
+    """The page is well formed, loads nothing, and leads nowhere else."""
+    parsed = tree(page)
+    names = [tag for tag, _ in parsed.tags]
+    assert names.count("h1") == names.count("main") == 1
+    levels = [int(tag[1]) for tag in names if re.fullmatch("h[1-6]", tag)]
+    assert max(after - before for before, after in itertools.pairwise(levels)) == 1
+    ids = [attrs["id"] for _, attrs in parsed.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    allowed = {*links, *(f"#{one}" for one in ids)}
+    for tag, attrs in parsed.tags:
+        assert tag not in {"script", "img", "iframe", "object", "embed", "link"}
+        assert not any(key.startswith("on") for key in attrs)
+        for key in LOADING & set(attrs):
+            assert tag in {"a", "path"}
+            assert tag == "path" or attrs[key] in allowed
+    assert "default-src 'none'" in page
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def check_filled(page: str) -> None:
+    """No cell, point or place is empty, no number or word is Python's."""
+    text = plain_text(tree(page))
+    assert not re.search(
+        r"\b(None(?! of )|nan|inf|True|False|StrEnum)\b|\{\{|\[\]", text
+    )
+    for caption, rows in tables(page).items():
+        cells = [cell for row in rows for cell in row[1:]]
+        assert caption
+        assert any(re.search(r"\w", cell) for cell in cells), caption
+    for shown in re.findall(r'points="([^"]*)"', page):
+        assert re.fullmatch(r"[\d. ,]+", shown)
+    places = re.findall(r'\b(?:x|y|cx|cy|x1|x2|y1|y2)="([^"]*)"', page)
+    assert all(re.fullmatch(r"-?[\d.]+%?", place) for place in places)
+
+
+def check_said(page: str, findings: Mapping[str, Finding]) -> None:
+    """Verdict, reason, claim, number and interval of every finding are on the page."""
+    text = plain_text(tree(page))
+    for found in findings.values():
+        assert f"{words.VERDICTS[found.verdict].icon} {found.verdict}" in text
+        assert " ".join(words.typeset(found.reasons[0]).split()) in text
+        assert words.typeset(found.claim) in text
+        if found.estimate is None:
+            continue
+        form = words.form(found)
+        shown = words.number(found.estimate, form)
+        if found.estimate.low < found.estimate.high:
+            shown = f"{shown} {words.interval(found.estimate, form)}"
+        assert " ".join(shown.split()) in text
 
 
 def plain_text(parsed: Tree) -> str:

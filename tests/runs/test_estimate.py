@@ -38,6 +38,11 @@ SMALL = {
     "max_new_tokens": 3,
     "num_perpendicular": 2,
     "num_random": 3,
+    "reach_prompts": 2,
+    "reach_tokens": 4,
+    "search_tokens": 2,
+    "search_evaluations": 16,
+    "num_hidden": 2,
 }
 ALL = {
     "audits": AUDITS,

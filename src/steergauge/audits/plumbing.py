@@ -22,7 +22,7 @@ from transformers import DynamicCache
 
 from steergauge.audits.finding import Finding, Verdict
 from steergauge.generation import Decoding, Sample, generate
-from steergauge.intervention import Intervention, edits
+from steergauge.intervention import Add, edits
 from steergauge.prompts import Text, encode, padded
 from steergauge.readout import kl
 from steergauge.split import LanguageModel, positions
@@ -64,7 +64,7 @@ class _Specimen:
 
 def plumbing(
     lm: LanguageModel,
-    intervention: Intervention,
+    intervention: Add,
     prompts: Sequence[str],
     *,
     chat: bool | None = None,
@@ -142,7 +142,7 @@ def _specimen(
 
 
 def _steered(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention | None
+    lm: LanguageModel, specimen: _Specimen, intervention: Add | None
 ) -> Tensor:
     """Logits of a teacher-forced pass."""
     each = [intervention] * len(specimen.ids)
@@ -158,7 +158,7 @@ def _check_zero_edit(lm: LanguageModel, specimen: _Specimen, layer: int) -> _Che
 
 
 def _check_injection(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention
+    lm: LanguageModel, specimen: _Specimen, intervention: Add
 ) -> list[_Check]:
     """What was read before and after the edit differs by alpha v, exactly in scope."""
     layer, ids, mask = intervention.site.layer, specimen.ids, specimen.mask
@@ -189,9 +189,7 @@ def _check_injection(
     ]
 
 
-def _edits_per_token(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention
-) -> int:
+def _edits_per_token(lm: LanguageModel, specimen: _Specimen, intervention: Add) -> int:
     """Positions that an edit changed while the specimen was decoded with a cache."""
     changed: list[int] = []
 
@@ -210,7 +208,7 @@ def _edits_per_token(
 def _cached(
     lm: LanguageModel,
     specimen: _Specimen,
-    intervention: Intervention,
+    intervention: Add,
     wrap: Callable[[Edit], Edit] = lambda edit: edit,
 ) -> Tensor:
     """Logits of all tokens: a prefill, then one token a step with a cache."""
@@ -230,7 +228,7 @@ def _cached(
 
 
 def _check_restored(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention
+    lm: LanguageModel, specimen: _Specimen, intervention: Add
 ) -> _Check:
     before = lm.logits(specimen.ids, specimen.mask)
     steered = _steered(lm, specimen, intervention)
@@ -289,7 +287,7 @@ def _check_paths(lm: LanguageModel, gap: float) -> _Check:
 def _floor_kl(
     lm: LanguageModel,
     specimen: _Specimen,
-    intervention: Intervention,
+    intervention: Add,
     temperature: float,
 ) -> tuple[float, float]:
     """kappa_0 in nats, and the largest gap in logits, over compute paths."""
@@ -312,7 +310,7 @@ def _floor_kl(
 
 
 def _alone(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention, batch: Tensor
+    lm: LanguageModel, specimen: _Specimen, intervention: Add, batch: Tensor
 ) -> Tensor:
     """The same logits from one row at a time."""
     rows = batch.clone()
@@ -322,7 +320,7 @@ def _alone(
 
 
 def _there_and_back(
-    lm: LanguageModel, specimen: _Specimen, intervention: Intervention
+    lm: LanguageModel, specimen: _Specimen, intervention: Add
 ) -> Tensor:
     """Logits of h + alpha v - alpha v: unsteered, but for such a step's rounding."""
     step = intervention.displacement

@@ -16,6 +16,7 @@ from steergauge.report.cases import has_experiments
 from steergauge.report.geometry import has_geometry
 from steergauge.report.glossary import limits
 from steergauge.report.headline import headline, trait_name
+from steergauge.report.reachability_headline import has_reachability
 
 LONGEST = 1000
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$])")
@@ -48,6 +49,7 @@ def render(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
         limits=limits(facts),
         paper=has_experiments(findings),
         geometry=has_geometry(findings),
+        reachability=has_reachability(findings),
     )
 
 

@@ -7,12 +7,12 @@ left out, and named.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from steergauge.audits.finding import Finding, Verdict
+from steergauge.audits.finding import Finding
 from steergauge.report import words
 from steergauge.report.equivalent import equivalent
+from steergauge.report.frame import frame, missing
 from steergauge.report.geometry_headline import headline
 from steergauge.report.glossary import geometry_glossary
-from steergauge.report.headline import trait_name
 from steergauge.report.null_rays import null_directions
 from steergauge.report.placement import placement
 from steergauge.report.saturation_curve import saturation
@@ -35,8 +35,6 @@ MAKERS: dict[str, Callable[[Finding], Section]] = {
 }
 """Audits of geometry in the order of the page, and what makes their sections."""
 
-_COMMON = (Verdict.PASS, Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.UNINFORMATIVE)
-
 
 def has_geometry(findings: Mapping[str, Finding]) -> bool:
     """Whether any audit of geometry was run."""
@@ -57,27 +55,12 @@ def render(
     """
     probe = facts.get("probe") or {}
     counted = (probe.get("high_words", []), probe.get("low_words", []))
-    opening, *rest = headline(findings)
     return environment().get_template("geometry.html.j2").render(
-        words=words,
-        verdicts=words.VERDICTS,
-        vocabulary={
-            verdict: words.VERDICTS[verdict]
-            for verdict in (*GEOMETRY_VERDICTS, *_COMMON)
-        },
-        Verdict=Verdict,
-        len=len,
-        facts=facts,
-        trait=trait_name(facts),
-        opening=opening,
-        rest=" ".join(rest),
+        frame(facts, headline(findings), GEOMETRY_VERDICTS),
         lede=_lede(facts),
         sections=sections(findings, rows, counted),
         has_words=any(counted),
-        missing=[
-            words.question(_absent(audit)) for audit in MAKERS if audit not in findings
-        ],
-        not_run=list(facts.get("not_run") or []),
+        missing=missing(MAKERS, findings),
         glossary=geometry_glossary(),
     )  # fmt: skip
 
@@ -98,11 +81,6 @@ def sections(
         else:
             made.append(make(finding))
     return made
-
-
-def _absent(audit: str) -> Finding:
-    """A finding that only lends its name to a question."""
-    return Finding(audit, "", "", "", "", None, "", Verdict.UNINFORMATIVE, ())
 
 
 def _lede(facts: Mapping[str, Any]) -> str:

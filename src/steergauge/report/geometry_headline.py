@@ -6,6 +6,7 @@ from steergauge.audits.finding import Finding, Verdict
 from steergauge.report.equivalent import angle, widest
 from steergauge.report.grid import known, measured
 from steergauge.report.sections import numbers, value
+from steergauge.report.verdicts import UNSOUND, overruled
 from steergauge.report.words import interval, padded, percent, plain
 
 MOST = 4
@@ -16,12 +17,8 @@ Findings = Mapping[str, Finding]
 
 def headline(findings: Findings) -> list[str]:
     """At most four sentences, none of which goes beyond the verdicts."""
-    checks = findings.get("plumbing")
-    if checks and checks.verdict is Verdict.FAIL:
-        return [
-            "A plumbing check failed on this model, so the numbers below do not "
-            "describe this vector."
-        ]
+    if overruled(findings):
+        return [UNSOUND]
     warning = _theory(findings)
     told = [
         sentence

@@ -243,6 +243,82 @@ GEOMETRY: Entries = (
 )
 
 
+REACHABILITY: Entries = (
+    (
+        "Reachable",
+        "A state is reachable if some text gives it. Since texts can be counted and "
+        "strengths cannot, nearly no steered state is reachable exactly, in any model "
+        "and for any v; what can be asked is how near texts come, and whether nearer "
+        "than to other steps.",
+    ),
+    (
+        "eta",
+        "The distance from the steered state to the nearest token's state, over the "
+        "length of the step. 1: nothing is nearer than the state that the step started "
+        "from.",
+    ),
+    (
+        "d1, d2",
+        "The distances to the states of the nearest and of the second nearest token. "
+        "A state is told apart from others while the tolerance is below half of d2.",
+    ),
+    (
+        "Step",
+        "The difference between steered and natural state where it is read: what v "
+        "has made of it there.",
+    ),
+    (
+        "Tolerance",
+        "How far two computations of one and the same state may lie apart, measured "
+        "on texts of their own: five times the 99 % quantile of that noise, place by "
+        "place. A fixed number would be too small in one precision and too large in "
+        "another.",
+    ),
+    (
+        "Token swap",
+        "The difference between the states of two tokens behind the same beginning: a "
+        "step that a prompt can make.",
+    ),
+    (
+        "Collision",
+        "Two tokens whose states lie within the tolerance. The state then cannot say "
+        "which of them was read.",
+    ),
+    (
+        "Inversion (SipIt)",
+        "Reading a text off its states, one token after another, by trying tokens "
+        "behind what was read so far (arXiv 2510.15511).",
+    ),
+    (
+        "Many-shot",
+        "A prompt made of answers that the steered model gave to other texts, in the "
+        "hope that the model goes on like them.",
+    ),
+    (
+        "Soft prefix",
+        "Embeddings put before the text that are no token's: free numbers, fitted. "
+        "What no soft prefix can do, no prompt of that length can, but not the "
+        "reverse.",
+    ),
+    (
+        "Power",
+        "How often the same search, with the same budget, finds a prompt where one "
+        "was hidden on purpose. Not to find says as much as the power is high.",
+    ),
+    (
+        "Conformal p",
+        "The share of natural states, not used in the fit, that are at least as "
+        "strange; of two scores, twice the smaller share. Natural states are below "
+        ".01 no more often than one time in a hundred, whatever their shape.",
+    ),
+    (
+        "Mahalanobis distance",
+        "The distance from the centre of the natural states, in units of how far they "
+        "themselves spread in that direction.",
+    ),
+)
+
+
 def glossary(findings: Mapping[str, Finding]) -> Entries:
     """The words of a run's report."""
     return (*GLOSSARY, *EXPERIMENTS) if has_experiments(findings) else GLOSSARY
@@ -261,6 +337,14 @@ def geometry_glossary() -> Entries:
     needed = {"Steering vector, v", "Stream, h", "Strength, alpha", "KL, in nats",
               "Control", "95 % interval"}  # fmt: skip
     return (*GEOMETRY, *(entry for entry in GLOSSARY if entry[0] in needed))
+
+
+def reachability_glossary() -> Entries:
+    """The words of the reachability page: its own first."""
+    needed = {"Steering vector, v", "Stream, h", "Strength, alpha", "Probe, score",
+              "Lift, L", "Random step", "Sign flip", "KL, in nats", "Control",
+              "95 % interval"}  # fmt: skip
+    return (*REACHABILITY, *(entry for entry in GLOSSARY if entry[0] in needed))
 
 
 def limits(facts: Mapping[str, Any]) -> list[str]:

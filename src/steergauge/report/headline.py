@@ -6,6 +6,9 @@ from typing import Any
 from steergauge.audits.finding import Finding, Verdict
 from steergauge.audits.manipulation import MINIMUM_LIFT
 from steergauge.report.geometry_headline import headline as geometry_headline
+from steergauge.report.reachability_headline import has_reachability
+from steergauge.report.reachability_headline import headline as reach_headline
+from steergauge.report.verdicts import UNSOUND, overruled
 from steergauge.report.words import interval, padded, percent, signed, typeset
 from steergauge.statistics import Estimate
 
@@ -14,14 +17,12 @@ ADDITION = "a random perpendicular addition of the same length"
 
 def headline(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
     """One sentence in plain language; nothing in it goes beyond the verdicts."""
-    plumbing, check = findings.get("plumbing"), findings.get("manipulation")
-    if plumbing and plumbing.verdict is Verdict.FAIL:
-        return (
-            "A plumbing check failed on this model, so the numbers below do not "
-            "describe this vector."
-        )
-    if check is None and "divergence" not in findings and geometry_headline(findings):
-        return " ".join(geometry_headline(findings)[:2])
+    if overruled(findings):
+        return UNSOUND
+    check = findings.get("manipulation")
+    if check is None and "divergence" not in findings:
+        told = reach_headline if has_reachability(findings) else geometry_headline
+        return " ".join(told(findings)[:2])
     if check is None:
         return _texts_only(findings, "This run did not ask whether the trait moves")
     if check.estimate is None:
@@ -49,9 +50,9 @@ def subline(findings: Mapping[str, Finding]) -> str:
     # Without a lift the headline itself is about the texts.
     text = findings.get("divergence") if check and check.estimate else None
     effect = text.details.get("effect") if text else None
-    if text and text.verdict is Verdict.UNINFORMATIVE and not _overruled(findings):
+    if text and text.verdict is Verdict.UNINFORMATIVE and not overruled(findings):
         sentences.append("It does not measurably change the texts at all.")
-    elif text and effect and not _overruled(findings):
+    elif text and effect and not overruled(findings):
         between = interval(Estimate(*effect), "nats")
         sentences.append(
             f"Regardless of the trait, it changes the texts by {padded(effect[0])} "
@@ -65,12 +66,6 @@ def subline(findings: Mapping[str, Finding]) -> str:
             "expected."
         )
     return " ".join(sentences)
-
-
-def _overruled(findings: Mapping[str, Finding]) -> bool:
-    """Whether a failed T0 has made every other finding meaningless."""
-    checks = findings.get("plumbing")
-    return checks is not None and checks.verdict is Verdict.FAIL
 
 
 def trait_name(facts: Mapping[str, Any]) -> str:

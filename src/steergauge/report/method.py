@@ -134,12 +134,10 @@ def _vector(facts: Mapping[str, Any]) -> list[Entry]:
         Entry("layer", words.layer(facts),
               "read and written at the output of this block"),
         Entry("steered positions", facts["scope"], SCOPES.get(facts["scope"], "")),
-        Entry("alpha", words.plain(facts["alpha"]), chosen),
+        *_strength(facts, chosen),
         Entry("‖v‖", words.padded(facts["norm"], 4)),
         Entry("median ‖h‖", words.padded(facts["median_stream_norm"], 4),
               "stream at the last token of the dose curve's prompts"),
-        Entry("‖alpha v‖ / median ‖h‖", words.percent(facts["step"], 1),
-              "how long the step is, beside what it is added to"),
     ]  # fmt: skip
     for name, label in (
         ("perp[0]", words.PERP),
@@ -149,6 +147,17 @@ def _vector(facts: Mapping[str, Any]) -> list[Entry]:
             cosine = f"cosine with v {span([cosines[name]])}"
             entries.append(Entry(f"‖{label}‖", words.padded(norms[name], 4), cosine))
     return entries
+
+
+def _strength(facts: Mapping[str, Any], chosen: str) -> list[Entry]:
+    """How far the stream is moved."""
+    if facts.get("steering") == "ablation":
+        return [Entry("steering", "ablation", "what lies along v is taken out")]
+    return [
+        Entry("alpha", words.plain(facts["alpha"]), chosen),
+        Entry("‖alpha v‖ / median ‖h‖", words.percent(facts["step"], 1),
+              "how long the step is, beside what it is added to"),
+    ]  # fmt: skip
 
 
 def _texts(facts: Mapping[str, Any]) -> list[Entry]:

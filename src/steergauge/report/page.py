@@ -2,9 +2,10 @@
 
 Verdict first; then numbers, dose curve, texts, method, glossary. paper.html beside it
 lays the experiments of arXiv 2602.06801 out as the paper does, geometry.html says what
-the output can see of v, and, for the runs of a sweep, how that goes over depth. A page
-has no script and forbids itself to load anything (Content-Security-Policy), so not
-even a mistake in escaping could run what a model wrote.
+the output can see of v, and, for the runs of a sweep, how that goes over depth, and
+reachability.html whether a prompt could do what steering does. A page has no script
+and forbids itself to load anything (Content-Security-Policy), so not even a mistake in
+escaping could run what a model wrote.
 """
 
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from steergauge.report import (
     geometry,
     method,
     paper,
+    reachability,
     samples,
     words,
 )
@@ -28,6 +30,7 @@ from steergauge.report.dose import dose_panels
 from steergauge.report.glossary import glossary, limits
 from steergauge.report.headline import headline, subline, trait_name
 from steergauge.report.lifts import lifts
+from steergauge.report.reachability_headline import AUDITS, has_reachability
 from steergauge.report.templating import environment, utf8
 from steergauge.report.verdicts import vocabulary
 from steergauge.runs.spec import PERPLEXITY_LIMIT
@@ -54,8 +57,9 @@ def write_report(folder: str | Path) -> Path:
     """Write the pages of a finished run, or of every run in a folder; the path of one.
 
     A run gets report.html and card.md, paper.html if it made any of the paper's
-    experiments, and geometry.html if it asked what the output sees. A folder of runs
-    gets one paper.html of all of them besides, a sweep over layers one geometry.html.
+    experiments, geometry.html if it asked what the output sees, reachability.html if
+    it asked whether a prompt could do the same. A folder of runs gets one paper.html
+    of all of them besides, a sweep over layers one geometry.html.
 
     Raises:
         StoreError: the folder holds no finished run.
@@ -77,13 +81,16 @@ def _write_one(store: Store) -> Path:
     if cases.has_experiments(findings):
         text = paper.render([cases.single(store)])
         write_text(store.folder / "paper.html", utf8(text))
-    path = store.folder / "report.html"
+    first = path = store.folder / "report.html"
     write_text(path, utf8(page))
     if geometry.has_geometry(findings):
+        first = store.folder / "geometry.html"
         text = geometry.render(facts, findings, store.generations())
-        write_text(store.folder / "geometry.html", utf8(text))
-        return path if cases.has_behaviour(findings) else store.folder / "geometry.html"
-    return path
+        write_text(first, utf8(text))
+    if has_reachability(findings):
+        first = store.folder / "reachability.html"
+        write_text(first, utf8(reachability.render(facts, findings)))
+    return path if cases.has_behaviour(findings) else first
 
 
 def _write_all(top: Path, found: cases.Folder) -> Path:
@@ -139,6 +146,7 @@ def render(
         glossary=glossary(findings),
         experiments=_experiments(findings),
         geometry=[f for f in findings.values() if f.audit in geometry.MAKERS],
+        reachability=[f for f in findings.values() if f.audit in AUDITS],
         limits=limits(facts),
         spec=spec,
     )  # fmt: skip

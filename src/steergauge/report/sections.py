@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from steergauge.audits.finding import Finding
-from steergauge.report.grid import Grid, known
+from steergauge.report.grid import Grid, Numbers, known
 from steergauge.report.plots import Plot
 from steergauge.report.samples import PromptSamples
 
@@ -88,6 +88,16 @@ def value(details: Details, name: str) -> float | None:
     if isinstance(seen, Sequence):
         seen = seen[0] if seen else None
     return seen if known(seen) else None
+
+
+def estimated(details: Details, name: str) -> Numbers | None:
+    """A number of the details with its interval, kept under names.
+
+    >>> estimated({"eta": {"value": 2.0, "low": 1.0, "high": 3.0}}, "eta")
+    [2.0, 1.0, 3.0]
+    """
+    seen = details.get(name)
+    return [seen[end] for end in ("value", "low", "high")] if seen else None
 
 
 def numbers(details: Details, name: str) -> list[float]:

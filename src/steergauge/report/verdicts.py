@@ -1,6 +1,6 @@
 """Verdicts as a page shows them: a sign and a meaning for each, never colour alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from steergauge.audits.finding import Finding, Verdict
@@ -22,6 +22,15 @@ def verdict_style(verdict: str) -> str:
     'explained'
     """
     return verdict.partition(" ")[0].lower()
+
+
+def sign(verdict: str) -> str:
+    """The sign of a verdict.
+
+    >>> sign("FAIL")
+    '✕'
+    """
+    return VERDICTS[Verdict(verdict)].icon
 
 
 VERDICTS = {
@@ -95,18 +104,76 @@ VERDICTS = {
     Verdict.SEVERAL: VerdictWord(
         "⋮", "The methods' vectors fall into several classes of like effect."
     ),
+    Verdict.REACHABLE: VerdictWord(
+        "→", "Some token gives the steered state, within the calibrated tolerance."
+    ),
+    Verdict.EPSILON_CLOSE: VerdictWord(
+        "ε",
+        "Some token's state is nearer than half the step, and nearer than random "
+        "steps of that length leave any token; but it is not within the tolerance.",
+    ),
+    Verdict.ORIGIN_NEAREST: VerdictWord(
+        "⟲",
+        "Not reached, and no other token's state is nearer than the unsteered one: "
+        "the distance is the length of the step, which any step has.",
+    ),
+    Verdict.UNREACHED: VerdictWord(
+        "↛", "No token that was tried gives the steered state within the tolerance."
+    ),
+    Verdict.FOUND: VerdictWord(
+        "★", "A prompt was found that writes the same texts, within the threshold."
+    ),
+    Verdict.NOT_FOUND: VerdictWord(
+        "⌕",
+        "No such prompt was found with this much search. That is no proof that there "
+        "is none; the power says what such a search finds where there is one.",
+    ),
+    Verdict.ON_MANIFOLD: VerdictWord(
+        "⊙", "Steered states look like natural ones to these scores."
+    ),
+    Verdict.OFF_MANIFOLD: VerdictWord(
+        "⊘",
+        "Steered states are rare among natural ones, and more so than swaps of a "
+        "token that are as long.",
+    ),
 }
 
-GEOMETRY_VERDICTS = tuple(VERDICTS)[list(VERDICTS).index(Verdict.NONLINEAR) :]
+_SPOKEN = tuple(VERDICTS)
+_REACH = _SPOKEN.index(Verdict.REACHABLE)
+
+GEOMETRY_VERDICTS = _SPOKEN[_SPOKEN.index(Verdict.NONLINEAR) : _REACH]
 """What only the audits of geometry say, and NONLINEAR, which T5 says too."""
 
-_ELSEWHERE = {*VERDICTS} - {*GEOMETRY_VERDICTS} | {Verdict.NONLINEAR}
+REACHABILITY_VERDICTS = _SPOKEN[_REACH:]
+"""What only the audits of reachability say."""
+
+COMMON_VERDICTS = (
+    Verdict.PASS,
+    Verdict.FAIL,
+    Verdict.INCONCLUSIVE,
+    Verdict.UNINFORMATIVE,
+)
+"""What every audit may say."""
+
+UNSOUND = (
+    "A plumbing check failed on this model, so the numbers below do not describe this "
+    "vector."
+)
+"""All that a page may begin with where T0 failed."""
+
+_ELSEWHERE = {*_SPOKEN} - {*_SPOKEN[_SPOKEN.index(Verdict.LOCAL) :]}
+
+
+def overruled(findings: Mapping[str, Finding]) -> bool:
+    """Whether a failed T0 has made every other finding meaningless."""
+    checks = findings.get("plumbing")
+    return checks is not None and checks.verdict is Verdict.FAIL
 
 
 def vocabulary(findings: Iterable[Finding]) -> dict[Verdict, VerdictWord]:
     """The verdicts that a page on these findings explains.
 
-    Those of the geometry are left out unless one of the findings has them.
+    Those of geometry and reachability are left out unless a finding has them.
     """
     shown = _ELSEWHERE | {finding.verdict for finding in findings}
     return {verdict: word for verdict, word in VERDICTS.items() if verdict in shown}

@@ -99,6 +99,11 @@ _SUBJECTS = {
 }
 _CONTROLS = {
     "v": ("v against itself", "the same arm through other compute paths"),
+    "natural": ("natural states", "the prompts' own, through another compute path"),
+    "constructed": ("constructed states", "those of another token, read as a target"),
+    "many_shot": ("many-shot", "prompts made of answers"),
+    "token_search": ("token search", "prompts made token by token"),
+    "soft": ("soft prefix", "embeddings that are no token's"),
     "certificate": ("probe against certificate", "a consistency check of the tool"),
 }
 
@@ -121,6 +126,10 @@ NULL_LEAD = {
     "linearity": "Asked for:",
     "gauge": "Asked for:",
     "methods": "Counted as the same:",
+    "states": "For comparison:",
+    "inversion": "For comparison:",
+    "access": "If the prompt did nothing:",
+    "density": "For comparison:",
 }
 """How a finding's null, the number if there were nothing to see, is introduced."""
 
@@ -186,6 +195,10 @@ def question(finding: Finding) -> str:
         "linearity": "Does second-order theory hold at this strength?",
         "gauge": "Do the numbers survive a change of basis?",
         "methods": "Do other ways of extraction give a vector of like effect?",
+        "states": "Does any token lead to the steered state?",
+        "inversion": "Is there a text whose states are the steered ones?",
+        "access": "Does a prompt write what the steered model writes?",
+        "density": "Do steered states lie among natural ones?",
     }.get(finding.audit, finding.audit)
 
 
@@ -309,6 +322,10 @@ _FORMS = {
     "linearity": "ratio",
     "gauge": "ratio",
     "methods": "ratio",
+    "states": "ratio",
+    "inversion": "share",
+    "access": "share",
+    "density": "share",
 }
 
 
@@ -321,7 +338,7 @@ def control_form(finding: Finding, name: str) -> str:
     """How the number of a finding's control is written; not always as its own."""
     if name == "certificate":
         return "score"
-    return "share" if finding.audit == "logits" else form(finding)
+    return "share" if finding.audit in ("logits", "states") else form(finding)
 
 
 def layer(facts: Mapping[str, Any]) -> str:
@@ -348,10 +365,19 @@ def unit(finding: Finding) -> str:
         "linearity": "ratios",
         "gauge": "relative error",
         "methods": "of v's effect",
+        "states": "of the length of the step",
+        "inversion": "of the tokens",
+        "access": "of v's effect",
+        "density": "of the states",
     }
     return units.get(finding.audit) or typeset("on the probe's score from 0 to 1")
 
 
 def control_unit(finding: Finding) -> str:
     """The unit of its controls' numbers."""
-    return "of the prompts" if finding.audit == "logits" else unit(finding)
+    named = {
+        "logits": "of the prompts",
+        "states": "of the positions",
+        "access": "of the hidden prompts",
+    }
+    return named.get(finding.audit) or unit(finding)

@@ -16,7 +16,7 @@ from steergauge.audits import controls
 from steergauge.extraction.mean_difference import mean_difference
 from steergauge.extraction.methods import extraction_by
 from steergauge.generation import Arm
-from steergauge.intervention import Add, scope_named
+from steergauge.intervention import Ablate, Add, scope_named
 from steergauge.prompts import Text
 from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, Inputs
 from steergauge.runs.spec import Spec
@@ -91,6 +91,8 @@ def test_arms(
     def arm(added: SteeringVector, strength: float = alpha, noise: int = 0) -> Arm:
         return Arm(Add(added, strength, scope), noise)
 
+    if spec.steering == "ablation":
+        return {"unsteered": Arm(), "v": Arm(Ablate(vector, scope))}
     if not spec.behaves:
         return {"unsteered": Arm(), "v": arm(vector)}
     arms = {"unsteered": Arm(), "v": arm(vector), "minus_v": arm(vector, -alpha)}

@@ -16,7 +16,8 @@ matrix that is only looked up), L blocks, layer l, V = d_vocab and b bytes a num
     FLOPs        2 M x (tokens + prefilled tokens + scored tokens x share), share 1 for
                  a whole pass and 1 - (l + 1) / L for upper blocks only; attention over
                  contexts as short as these adds less than a tenth and is left out
-                 the geometry adds its own: see `geometry_cost`
+                 the geometry and reachability add their own: see `geometry_cost` and
+                 `reach_cost`
     weights      parameters x b
     cache        2 L x KV heads x head width x T x rows x b; rows is batch_size, or all
                  rows of a cell if they are fewer
@@ -48,6 +49,7 @@ from steergauge.runs import plan
 from steergauge.runs.arms import ALPHAS, FEW, FEWEST, NUM_GAINS
 from steergauge.runs.geometry_cost import geometry_flops, geometry_texts
 from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, Inputs
+from steergauge.runs.reach_cost import reach_flops, reach_texts
 from steergauge.runs.spec import Spec
 from steergauge.runs.stages import NUM_RANDOM_SCORED
 from steergauge.scoring import LOGITS_AT_ONCE
@@ -199,6 +201,16 @@ def _costed(
         d_model=size.d_model,
         d_vocab=size.d_vocab,
     )
+    read = plan.read_at(spec, layer)
+    blocks = size.num_multiplied - size.d_vocab * size.d_model
+    flops += reach_flops(
+        inputs,
+        below=2.0 * blocks * (read + 1) / size.num_layers,
+        whole=a_token,
+        prompt=prompt,
+        d_model=size.d_model,
+        d_vocab=size.d_vocab,
+    )
     rows = max(_rows_at_once(spec, stage) for stage in stages)
     efficiency = EFFICIENCY.get(device.partition(":")[0], EFFICIENCY["cuda"])
     return Forecast(
@@ -301,11 +313,13 @@ def _layer(spec: Spec, inputs: Inputs, size: ModelSize) -> int:
     layer = size.num_layers // 2 if spec.layer is None else spec.layer
     if inputs.given is not None:
         layer = inputs.given.site.layer
-    if not 0 <= layer < size.num_layers:
-        raise LayerOutOfRange(
-            f"layer {layer} was asked for, {spec.model} has {size.num_layers} blocks.",
-            remedy=f"Choose from 0 to {size.num_layers - 1}.",
-        )
+    for asked in (layer, plan.read_at(spec, layer)):
+        if not 0 <= asked < size.num_layers:
+            raise LayerOutOfRange(
+                f"layer {asked} was asked for, {spec.model} has {size.num_layers} "
+                "blocks.",
+                remedy=f"Choose from 0 to {size.num_layers - 1}.",
+            )
     return layer
 
 
@@ -319,6 +333,7 @@ def _stages(inputs: Inputs, layer: int) -> list[_Stage]:
         stages.append(_Stage(len(inputs.dose_prompts), NUM_DOSE_ARMS, spec.samples))
     if drawn:
         stages.append(_Stage(drawn // 2, 2, 1))
+    stages += [_Stage(*texts) for texts in reach_texts(inputs)]
     if "environments" not in spec.audits:
         return stages
     n, others = min(FEWEST, spec.num_perpendicular), inputs.environment_pairs

@@ -3,7 +3,7 @@
 ::
 
     gather -> vector -> controls -> dose curve -> alpha -> T0 -> geometry -> texts -> KL
-    -> findings
+    -> reachability -> findings
 
 Everything after the last stage is a pure function of the store.
 """
@@ -17,9 +17,18 @@ from steergauge.audits.finding import Finding
 from steergauge.errors import BadSpec
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
-from steergauge.runs import arms, evidence, geometry_findings, judge, plan
+from steergauge.runs import (
+    arms,
+    evidence,
+    geometry_findings,
+    judge,
+    plan,
+    prompting,
+    reachability_findings,
+)
 from steergauge.runs.alternatives import soft_null_vectors
 from steergauge.runs.geometry_findings import Measured, measured
+from steergauge.runs.reachability import Reach
 from steergauge.runs.spec import Spec, folder_name, spec_from
 from steergauge.runs.stages import Named, Progress, Silent, Stages
 from steergauge.runs.store import Rows, Store
@@ -76,6 +85,8 @@ def audit(
         )
     wanted = spec or spec_from({}, preset=preset, **changes)
     inputs = plan.gather(lm, wanted, vector)
+    if "access" in inputs.spec.audits:
+        prompting.hidden_from(lm, inputs)  # Refused now rather than after hours.
     store = Store(Path(out))
     store.open(inputs.spec, inputs.hashes(lm))
     if (store.folder / "findings.json").is_file():
@@ -166,8 +177,18 @@ def _execute(stages: Stages) -> None:
         more = geometry_findings.findings(shapes, seen, found)
         found |= {key: judge.judged(seen, finding) for key, finding in more.items()}
         elsewhere += [row | {"score": None} for row in shapes.geometry.texts]
+    if spec.wants_reachability:
+        reach = Reach(stages, vector, alpha, _flips(controls))
+        more, behind = reachability_findings.findings(reach, seen)
+        found |= {key: judge.judged(seen, finding) for key, finding in more.items()}
+        elsewhere += behind
     store.write_generations([*dose_texts, *texts, *elsewhere])
     store.write_findings(found, judge.facts(seen))
+
+
+def _flips(controls: Mapping[str, SteeringVector]) -> list[SteeringVector]:
+    """Sign-flipped controls, in their order."""
+    return [one for name, one in controls.items() if name.startswith("sign_flip")]
 
 
 def _dose(

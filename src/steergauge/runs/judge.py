@@ -90,6 +90,7 @@ def facts(seen: Evidence) -> dict[str, Any]:
         "position": origin.position,
         "num_pairs": origin.num_pairs,
         "layer": seen.vector.site.layer,
+        "steering": spec.steering,
         "scope": spec.scope,
         "alpha": seen.alpha,
         "alpha_was_recommended": spec.alpha is None,
@@ -257,6 +258,10 @@ def _not_run(inputs: Inputs) -> list[str]:
         missing.append(
             "T1 and T3 need a probe, and none was given: the trait was not scored. So "
             f"do {', '.join(NEED_A_PROBE)}."
+        )
+    elif inputs.probe is None and "access" in spec.audits:
+        missing.append(
+            "Without a probe, the access table has no behaviour: only divergences."
         )
     if not inputs.pairs:
         missing.append(

@@ -30,6 +30,10 @@ NEED_PAIRS = ("methods",)
 FEWEST_TO_FIT = 4
 """Prompts of a Fisher matrix; half as many check T10, and one has no spread."""
 
+FEWEST_REFERENCES = 12
+"""Prompts beside those of the test that reachability needs: eight to search on, and
+others to measure the noise with and to hide in."""
+
 FEWEST_PAIRS_TO_FLIP = 8
 """Below it there are too few halves of the pairs to be draws of anything."""
 
@@ -46,6 +50,7 @@ class Inputs:
         test_prompts: prompts that judge it.
         fit_prompts: prompts of the Fisher matrix; a power of two of them.
         validation_prompts: prompts that check the most different vector.
+        reference_prompts: prompts of natural states, of noise, and of searches.
         probe: None if texts cannot be scored.
         given: the vector to be audited, if it was given.
         rivals: vectors to compare with it, by name.
@@ -64,6 +69,7 @@ class Inputs:
     rivals: Mapping[str, SteeringVector]
     fit_prompts: tuple[str, ...] = ()
     validation_prompts: tuple[str, ...] = ()
+    reference_prompts: tuple[str, ...] = ()
     environments: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     environment_pairs: Mapping[str, tuple[ContrastPair, ...]] = field(
         default_factory=dict
@@ -90,6 +96,8 @@ class Inputs:
         if self.fit_prompts:
             both = (self.fit_prompts, self.validation_prompts)
             known["geometry prompts"] = texts.short_hash(repr(both))
+        if self.reference_prompts:
+            known["reference prompts"] = texts.short_hash(repr(self.reference_prompts))
         for name, prompts in self.environments.items():
             pairs = self.environment_pairs.get(name, ())
             content = (prompts, [(p.positive, p.negative) for p in pairs])
@@ -129,6 +137,8 @@ def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
     dose, test, rest = _prompts(spec, trait, held_out, used)
     fit_on, validation = _geometry_prompts(spec, [*rest, *dose])
     probe = _probe(spec, trait)
+    if spec.steering == "ablation" and spec.alpha is None:
+        spec = replace(spec, alpha=1.0)
     spec = _possible(spec, has_probe=probe is not None, has_pairs=len(fit) >= 2)
     return Inputs(
         spec=spec,
@@ -138,6 +148,7 @@ def read(spec: Spec, vector: SteeringVector | None = None) -> Inputs:
         test_prompts=test,
         fit_prompts=fit_on,
         validation_prompts=validation,
+        reference_prompts=_reference_prompts(spec, [*rest, *dose]),
         probe=probe,
         given=given,
         rivals=_rivals(spec),
@@ -187,11 +198,29 @@ def gather(
         spec = replace(spec, layer=lm.num_layers // 2)
     assert spec.layer is not None
     lm.check_layer(spec.layer)
+    lm.check_layer(read_at(spec, spec.layer))
     texts.uses_chat(lm, spec.chat)
     for rival in inputs.rivals.values():
         rival.check_fits(lm, other_model=spec.other_model)
     dtype = str(lm.dtype).removeprefix("torch.")
     return replace(inputs, spec=replace(spec, model=lm.name, dtype=dtype))
+
+
+def read_at(spec: Spec, layer: int) -> int:
+    """The block after which states are compared, with the vector's at `layer`.
+
+    Raises:
+        BadSpec: it is below the vector's.
+    """
+    if spec.read_layer is None:
+        return layer
+    if spec.read_layer < layer:
+        raise BadSpec(
+            f"states were to be read after block {spec.read_layer}, and the vector "
+            f"acts after block {layer}: they cannot know of it.",
+            remedy=f"Give a --read-layer from {layer} on, or none.",
+        )
+    return spec.read_layer
 
 
 def _probe_hash(spec: Spec, probe: Probe) -> str:
@@ -366,6 +395,20 @@ def _geometry_prompts(
         )
     num = 1 << (num.bit_length() - 1)
     return tuple(candidates[:num]), tuple(candidates[num : num + num // 2])
+
+
+def _reference_prompts(spec: Spec, candidates: Sequence[str]) -> tuple[str, ...]:
+    """Prompts of natural states and of searches: all that the test leaves."""
+    if not spec.wants_reachability:
+        return ()
+    if len(candidates) < FEWEST_REFERENCES:
+        raise BadPrompts(
+            f"reachability needs {FEWEST_REFERENCES} prompts of its own, and "
+            f"{len(candidates)} are left beside those of the test.",
+            remedy="Give more neutral prompts with --prompts, or fewer to the test "
+            "with --num-prompts.",
+        )
+    return tuple(candidates)
 
 
 def _rivals(spec: Spec) -> dict[str, SteeringVector]:

@@ -29,8 +29,14 @@ GEOMETRY = (
     "gauge",
     "methods",
 )
-AUDITS = (*CORE, *EXPERIMENTS, *GEOMETRY)
-GROUPS = {"core": CORE, "paper": (*CORE, *EXPERIMENTS), "geometry": GEOMETRY}
+REACHABILITY = ("states", "inversion", "access", "density")
+AUDITS = (*CORE, *EXPERIMENTS, *GEOMETRY, *REACHABILITY)
+GROUPS = {
+    "core": CORE,
+    "paper": (*CORE, *EXPERIMENTS),
+    "geometry": GEOMETRY,
+    "reachability": REACHABILITY,
+}
 """Names that stand for several audits."""
 
 PERPLEXITY_LIMIT = 1.5
@@ -96,6 +102,14 @@ class Spec:
         geometry_prompts: prompts of the Fisher matrix, a power of two; half as many
             more check the most different vector before its test.
         geometry_tokens: response tokens that the Fisher matrix is of.
+        steering: addition, or ablation, which only the reachability audits know.
+        read_layer: block after which states are compared with those of prompts; None
+            means where the vector is added.
+        reach_prompts: prompts whose steered states are searched for.
+        reach_tokens: most tokens of each that are.
+        search_tokens: tokens of a prompt that the search for one may write.
+        search_evaluations: prompts that each search may try.
+        num_hidden: hidden prompts that measure the power of each search.
         samples: responses a prompt and arm.
         environment_samples: the same in `environments`.
         max_new_tokens: longest response.
@@ -138,6 +152,13 @@ class Spec:
     num_environment_prompts: int = 50
     geometry_prompts: int = 64
     geometry_tokens: int = 8
+    steering: str = "addition"
+    read_layer: int | None = None
+    reach_prompts: int = 10
+    reach_tokens: int = 32
+    search_tokens: int = 8
+    search_evaluations: int = 256
+    num_hidden: int = 8
     samples: int = 4
     environment_samples: int = 4
     max_new_tokens: int = 32
@@ -165,6 +186,11 @@ class Spec:
             "num_environment_prompts": 2,
             "geometry_prompts": 2,
             "geometry_tokens": 1,
+            "reach_prompts": 2,
+            "reach_tokens": 1,
+            "search_tokens": 1,
+            "search_evaluations": 8,
+            "num_hidden": 2,
             "samples": 1,
             "environment_samples": 1,
             "max_new_tokens": 1,
@@ -194,6 +220,7 @@ class Spec:
                 remedy="Leave --alpha out to have one recommended.",
             )
         self._check_sets()
+        self._check_reach()
         if not (0 < self.margin < 1 and 0 < self.budget < 1):
             raise BadSpec(
                 f"margin is {self.margin} and budget {self.budget}; both are shares "
@@ -230,10 +257,43 @@ class Spec:
                 remedy="Use --samples 2 or more.",
             )
 
+    def _check_reach(self) -> None:
+        """Refuse ways to steer that there are not, or that an audit does not know."""
+        if self.steering not in ("addition", "ablation"):
+            raise BadSpec(
+                f"steering is {self.steering!r}.",
+                remedy="Choose from addition, ablation.",
+            )
+        if self.steering == "ablation" and self.behaves | self.wants_geometry:
+            raise BadSpec(
+                "ablation was asked for beside audits that are about adding a vector.",
+                remedy="Ask for --audits reachability, or steer by addition.",
+            )
+        if self.steering == "ablation" and self.alpha not in (None, 1.0):
+            raise BadSpec(
+                f"alpha is {self.alpha:g} beside ablation, which has no strength.",
+                remedy="Leave --alpha out: a direction is taken out or it is not.",
+            )
+        if self.read_layer is not None and not self.wants_reachability:
+            raise BadSpec(
+                "a read layer was given, and no audit compares states.",
+                remedy="Add --audits reachability, or leave it out.",
+            )
+
     @property
     def behaves(self) -> bool:
-        """Whether any audit asked for is about the texts of arms, not geometry only."""
-        return not {*self.audits} <= {"plumbing", *GEOMETRY}
+        """Whether any audit asked for is about the texts of arms."""
+        return not {*self.audits} <= {"plumbing", *GEOMETRY, *REACHABILITY}
+
+    @property
+    def scores(self) -> bool:
+        """Whether any audit asked for uses the probe's scores."""
+        return self.behaves or "access" in self.audits
+
+    @property
+    def wants_reachability(self) -> bool:
+        """Whether any audit asked for is about states that prompts can make."""
+        return not {*self.audits}.isdisjoint(REACHABILITY)
 
     @property
     def wants_geometry(self) -> bool:

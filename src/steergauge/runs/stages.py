@@ -13,7 +13,7 @@ from steergauge import scoring
 from steergauge.audits.finding import Finding
 from steergauge.audits.plumbing import plumbing
 from steergauge.generation import Arm, Decoding, Sample, generate
-from steergauge.intervention import Add, Scope, scope_named
+from steergauge.intervention import Add, Intervention, Scope, scope_named
 from steergauge.next_token import gains, next_token_distances
 from steergauge.prompts import Text, encode
 from steergauge.runs.plan import Inputs
@@ -111,7 +111,7 @@ class Stages:
         samples: int,
     ) -> Rows:
         """Texts of all arms on all prompts with their scores, by cells of prompts."""
-        return self._with_scores(stage, self.drawn(stage, arms, prompts, samples))
+        return self.with_scores(stage, self.drawn(stage, arms, prompts, samples))
 
     def drawn(
         self,
@@ -136,15 +136,15 @@ class Stages:
                 other_model=True,
                 progress=self.progress.advance,
             )
-            return [self._row(stage, sample, arms, start) for sample in drawn]
+            return [self.row(stage, sample, arms, start) for sample in drawn]
 
         label = f"{_LABELS.get(stage, stage)}: texts"
         return self._cells(stage, label, prompts, make, len(arms) * samples)
 
-    def _with_scores(self, stage: str, texts: Rows) -> Rows:
+    def with_scores(self, stage: str, texts: Rows) -> Rows:
         """The rows with the probe's score of each text; None if nothing needs it."""
         probe = self.inputs.probe
-        if probe is None or not self.spec.behaves:
+        if probe is None or not self.spec.scores:
             return [row | {"score": None} for row in texts]
 
         def make(block: Rows, start: int) -> Rows:
@@ -168,9 +168,10 @@ class Stages:
         )
         return whole[:PUBLISHED_LENGTH]
 
-    def _row(
+    def row(
         self, stage: str, sample: Sample, arms: Mapping[str, Arm], start: int
     ) -> dict[str, Any]:
+        """A sample as a row of the store."""
         arm = arms[sample.arm]
         steering = arm.intervention
         return {
@@ -216,7 +217,7 @@ class Stages:
         self, arms: Mapping[str, Arm], texts: Rows, more: Mapping[str, Add]
     ) -> Rows:
         """KL from v of every arm that T4 compares and of some `more`, on v's texts."""
-        others: dict[str, Add | None] = {
+        others: dict[str, Intervention | None] = {
             name: arm.intervention
             for name, arm in arms.items()
             if _is_diverged_from(name)
@@ -252,7 +253,7 @@ class Stages:
         """Distances from v's next-token logits, of every arm and of more directions."""
         scope = self._prompt_scope
         v = Add(vector, alpha, scope)
-        others: dict[str, Add | None] = {}
+        others: dict[str, Intervention | None] = {}
         for name, arm in arms.items():
             steering = arm.intervention
             if steering is None:
@@ -331,6 +332,16 @@ class Stages:
             return make([row for group in block for row in group], start)
 
         return self._cells(name, label, groups, flat, len(texts) // len(groups))
+
+    def by_cells(
+        self,
+        stage: str,
+        prompts: Sequence[str],
+        make: Callable[[Sequence[str], int], Rows],
+        samples: int,
+    ) -> Rows:
+        """Rows of texts that `make` draws for each block of prompts."""
+        return self._cells(stage, f"{stage}: texts", prompts, make, samples)
 
     def _cells(
         self,

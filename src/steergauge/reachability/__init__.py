@@ -1,0 +1,1 @@
+"""Is there a prompt? Searches over tokens for one that makes a state or an output."""
