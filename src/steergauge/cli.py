@@ -35,6 +35,7 @@ from steergauge.terminal import (
     duration,
     err,
     error_block,
+    loaded_model,
     out,
     show_forecast,
     show_run,
@@ -107,7 +108,7 @@ def extract(
     rule = activations.Position(position)
     if vector_file.is_dir():
         raise BadSpec(f"{vector_file} is a folder; --out names the file to write.")
-    lm = _load(model, revision, dtype, device, trust_remote_code)
+    lm = loaded_model(model, revision, dtype, device, trust_remote_code)
     chosen = lm.num_layers // 2 if layer is None else layer
     lm.check_layer(chosen)
     with bars() as shown:
@@ -180,7 +181,7 @@ def steer(
     loaded = load_vector(vector)
     chosen = _scope(scope)
     decoding = generation.Decoding(max_new_tokens, temperature, top_k, top_p, seed)
-    lm = _load(model, revision, dtype, device, trust_remote_code)
+    lm = loaded_model(model, revision, dtype, device, trust_remote_code)
     loaded.check_fits(lm, other_model=other_model)
     steered = intervention.Add(loaded, alpha, chosen)
     arms = {"unsteered": None, "steered": steered} if compare else {"steered": steered}
@@ -521,7 +522,7 @@ def demo(
     from steergauge.vector import load_vector
 
     chosen = prompts.trait(trait)
-    lm = _load("builtin:organism", "", "float32", None, False)
+    lm = loaded_model("builtin:organism", "", "float32", None, False)
     out.rule(f"[bold]1. extract[/bold] {chosen.name} from 50 contrast pairs")
     path = folder / f"{chosen.name}.safetensors"
     vector = load_vector(path) if path.is_file() else extracted(lm, chosen.pairs(50))
@@ -608,7 +609,7 @@ def _audit(
     first, *rest = specs.values()
     for spec in (first, *rest):
         plan.read(spec)  # What is wrong with the files is said before loading.
-    model = lm or _load(
+    model = lm or loaded_model(
         first.model, first.revision, first.dtype, device, first.trust_remote_code
     )
     try:
@@ -631,24 +632,6 @@ def _audit(
     paper = folder / "paper.html"
     if paper != report and paper.is_file():
         out.print(f"The paper's tables and figures: [bold]{paper}[/bold]")
-
-
-def _load(
-    model: str, revision: str, dtype: str, device: str | None, trust_remote_code: bool
-) -> "LanguageModel":
-    with err.status(f"loading {model}"):
-        from transformers.utils import logging
-
-        from steergauge.loading import load
-
-        logging.disable_progress_bar()
-        return load(
-            model,
-            revision=revision or None,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
 
 
 def _length(extraction: "Extraction", method: str) -> str:

@@ -26,7 +26,7 @@ from steergauge.options import (
     Revision,
     TrustRemoteCode,
 )
-from steergauge.terminal import bars, err, out
+from steergauge.terminal import bars, err, loaded_model, out
 
 if TYPE_CHECKING:
     from steergauge.intervention import Intervention
@@ -139,7 +139,7 @@ def invert(
             remedy="Leave --layer out; --read-layer reads above the vector's.",
         )
     fixed = _ball(tolerance)
-    lm = _loaded(model, revision, dtype, device, trust_remote_code)
+    lm = loaded_model(model, revision, dtype, device, trust_remote_code)
     if steering is not None:
         steering.check_fits(lm, other_model=other_model)
         layer = steering.site.layer if read_layer is None else read_layer
@@ -263,24 +263,6 @@ def _rows(
     from steergauge.prompts import Text, encode
 
     return [encode(lm, Text(text), chat=chat)[0] for text in prompts]
-
-
-def _loaded(
-    model: str, revision: str, dtype: str, device: str | None, trust_remote_code: bool
-) -> "LanguageModel":
-    with err.status(f"loading {model}"):
-        from transformers.utils import logging
-
-        from steergauge.loading import load
-
-        logging.disable_progress_bar()
-        return load(
-            model,
-            revision=revision or None,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
 
 
 def _inverted(

@@ -24,6 +24,7 @@ from steergauge.errors import SteergaugeError
 if TYPE_CHECKING:
     from steergauge.runs.estimate import Forecast
     from steergauge.runs.execute import Run
+    from steergauge.split import LanguageModel
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -108,6 +109,25 @@ def bars() -> Generator[Bars | Lines]:
     )
     with Progress(*columns, console=err) as progress:
         yield Bars(progress)
+
+
+def loaded_model(
+    model: str, revision: str, dtype: str, device: str | None, trust_remote_code: bool
+) -> "LanguageModel":
+    """The model that a verb's options name, while its name is shown."""
+    with err.status(f"loading {model}"):
+        from transformers.utils import logging
+
+        from steergauge.loading import load
+
+        logging.disable_progress_bar()
+        return load(
+            model,
+            revision=revision or None,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
 
 
 def error_block(error: SteergaugeError) -> Panel:

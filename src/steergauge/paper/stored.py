@@ -3,7 +3,7 @@
 For every position of a prompt the published code ran through the vocabulary: d_1 and
 d_2 are the distances of the nearest and the second nearest token's state, given the
 tokens before, from the state that is looked for, natural or steered. One line of the
-file is one position. With s the length of the step at the site of the comparison:
+file is one position. With s the length of the step at the site of the comparison ::
 
     margin  d_1 / d_2                    0 where one token stands out
     eta     d_1 / s                      1 where no token is nearer than the origin

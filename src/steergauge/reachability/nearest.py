@@ -236,7 +236,7 @@ def least_kl(
     tokens: Int[Tensor, " n"],
     temperature: float = 1.0,
 ) -> tuple[int, float]:
-    """The token after which the model expects most nearly what `logits` expect.
+    """The token after which the model expects most nearly what given logits expect.
 
     Args:
         prefix: what comes before, with keys and values of all blocks.

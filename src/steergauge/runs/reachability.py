@@ -140,6 +140,33 @@ class Reach:
         self.stages.progress.advance(1)
         return found
 
+    @cached_property
+    def arrival(self) -> float:
+        """Most that a steered state differs from what it is meant to be, over ||h||.
+
+        Where it is written, h' is T(h) worked out by hand in float64.
+        """
+        lm, site = self.lm, self.vector.site.layer
+
+        def make() -> dict[str, float]:
+            worst = 0.0
+            for ids in self.ids:
+                natural = natural_states(lm, ids, layer=site)
+                steered = steered_states(lm, ids, self.everywhere, layer=site)
+                away = torch.linalg.vector_norm(steered - self._moved(natural), dim=-1)
+                norms = torch.linalg.vector_norm(natural, dim=-1)
+                worst = max(worst, float((away / norms).max()))
+            return {"worst": worst}
+
+        return self.stages.store.record("reach-arrival", make)["worst"]
+
+    def _moved(self, states: Tensor) -> Tensor:
+        """T(h) by its formula."""
+        v = self.vector.direction.to(states)
+        if self.stages.spec.steering == "addition":
+            return states + self.alpha * v
+        return states - torch.outer(states @ v, v) / (v @ v)
+
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the states that are searched for at every place."""

@@ -1,13 +1,14 @@
 """T16 to T19: from what a run measured of its steered states to findings."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from steergauge.audits.access import access
 from steergauge.audits.density import Family, density
-from steergauge.audits.finding import Finding
+from steergauge.audits.finding import Control, Finding, Verdict
 from steergauge.audits.inversion import Inverted, Tried, inversion
 from steergauge.audits.states import Searched, states
 from steergauge.reachability.density import drift, fitted
@@ -16,6 +17,7 @@ from steergauge.runs.manifold import manifold
 from steergauge.runs.prompting import Prompting
 from steergauge.runs.reachability import Reach
 from steergauge.runs.store import Rows
+from steergauge.statistics import Estimate
 
 if TYPE_CHECKING:
     from steergauge.runs.judge import Evidence
@@ -47,7 +49,7 @@ def _states(reach: Reach, seen: "Evidence") -> Finding:
         for prompt, cell in zip(reach.prompts, cells, strict=True)
     ]
     named = ("first", "second", "aligned", "kl_token", "token_ids", "constructed")
-    return states(
+    found = states(
         searched,
         reach.targets,
         decode=_decoded(reach, *(cell[name] for cell in cells for name in named)),
@@ -59,6 +61,34 @@ def _states(reach: Reach, seen: "Evidence") -> Finding:
         layer=reach.vector.site.layer,
         read_layer=reach.layer,
         seed=spec.seed,
+    )
+    return _with_arrival(reach, found)
+
+
+def _with_arrival(reach: Reach, found: Finding) -> Finding:
+    """The finding, with the check that steering did what it is meant to do."""
+    worst = reach.arrival
+    # Places other than the first; relative, so of a state of length 1.
+    most = reach.tolerance.at(1, 1.0)
+    check = Control(
+        "arrival",
+        f"a steered state is T(h) to {most:.1g} of its length, worked out by hand",
+        Estimate(worst, worst, worst),
+        "",
+        worst <= most,
+    )
+    controls = (check, *found.controls)
+    if check.holds:
+        return replace(found, controls=controls)
+    reason = (
+        f"Steered states are {worst:.2g} of their length away from what steering is "
+        "meant to make of them: what follows is about something else."
+    )
+    return replace(
+        found,
+        verdict=Verdict.UNINFORMATIVE,
+        reasons=(reason, *found.reasons),
+        controls=controls,
     )
 
 
@@ -142,9 +172,9 @@ _FAMILIES = ("natural", "v", "random", "swap")
 """Fields of `Manifold` under test."""
 
 
-def _decoded(reach: Reach, *tokens: Iterable[int]) -> dict[int, str]:
+def _decoded(reach: Reach, *tokens: np.ndarray) -> dict[int, str]:
     """The text of every token among these."""
-    ids = {int(token) for some in tokens for token in np.asarray(some).ravel()}
+    ids = {int(token) for some in tokens for token in some.ravel()}
     return {token: _word(reach, token) for token in sorted(ids) if token >= 0}
 
 
