@@ -8,6 +8,7 @@ EXTRACT = "extract --model M --out {tmp}/new.safetensors"
 STEER = "steer --model M --prompt Once --max-new-tokens 3"
 INVERT = "invert --model M --prompt Once --max-tokens 3"
 AUDIT = "audit --model M --config {files}/small.toml --out {tmp}/run"
+REACH = AUDIT + " --vector {files}/v.safetensors --audits states"
 WRONG = {
     "a vector of the wrong width": (
         STEER + " --vector {files}/wide.safetensors",
@@ -256,6 +257,61 @@ WRONG = {
         INVERT + " --out {files}",
         "BadSpec",
         ["is a folder"],
+    ),
+    "a way to steer that there is not": (
+        REACH + " --steering rotation",
+        "BadSpec",
+        ["rotation", "addition, ablation"],
+    ),
+    "ablation beside audits of what is added": (
+        AUDIT + " --vector {files}/v.safetensors --steering ablation",
+        "BadSpec",
+        ["adding a vector", "--audits reachability"],
+    ),
+    "ablation with a strength": (
+        REACH + " --steering ablation --alpha 2",
+        "BadSpec",
+        ["alpha is 2", "no strength"],
+    ),
+    "a read layer that nothing reads": (
+        AUDIT + " --vector {files}/v.safetensors --read-layer 3",
+        "BadSpec",
+        ["compares states", "--audits reachability"],
+    ),
+    "states of an audit read below the vector": (
+        REACH + " --read-layer 1",
+        "BadSpec",
+        ["after block 1", "after block 2", "from 2 on"],
+    ),
+    "states of an audit read above the last block": (
+        REACH + " --read-layer 5",
+        "LayerOutOfRange",
+        ["layer 5", "0 to 4"],
+    ),
+    "states read below the vector in a plan": (
+        REACH + " --read-layer 1 --dry-run",
+        "BadSpec",
+        ["after block 1", "after block 2"],
+    ),
+    "states read above the last block in a plan": (
+        REACH + " --read-layer 5 --dry-run",
+        "LayerOutOfRange",
+        ["layer 5", "0 to 4"],
+    ),
+    "a single prompt whose states are searched for": (
+        REACH + " --reach-prompts 1",
+        "BadSpec",
+        ["--reach-prompts", "is 1", "at least 2"],
+    ),
+    "a search that may try nothing": (
+        REACH + " --search-evaluations 0",
+        "BadSpec",
+        ["--search-evaluations", "is 0"],
+    ),
+    "too few prompts to hide any in": (
+        REACH + " --prompts {files}/prompts.txt",
+        "BadPrompts",
+        ["reachability needs 12 prompts", "6 are left", "--num-prompts"],
     ),
     "a chat template that is not there": (
         INVERT + " --chat",

@@ -5,7 +5,9 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tomli_w
@@ -13,9 +15,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tests.mistakes import WRONG
+from tests.report import reachabilities
+from tests.report.geometries import FACTS
 
 from steergauge import cli, terminal
 from steergauge.extraction.methods import METHODS
+from steergauge.report.expected import NULL_LEAD
 from steergauge.runs.store import Store
 from steergauge.vector import Site, SteeringVector, load_vector
 
@@ -287,6 +292,54 @@ def test_an_audit_prints_verdicts_and_reasons_and_writes_a_report(audited, steer
     assert rebuilt.code == 0, rebuilt.err
     assert report.read_text(encoding="utf-8") == content
     assert (folder / "card.md").is_file()
+
+
+def test_every_audits_number_has_a_unit_and_a_sign_only_if_it_can_be_negative():
+    assert set(terminal.NUMBER) - {"environments[]"} == set(NULL_LEAD) - {"plumbing"}
+    assert all(unit for _, unit in terminal.NUMBER.values())
+    found = reachabilities.whole()
+    shown = {name: terminal.number(one) for name, one in found.items()}
+    assert shown["states"] == "0.98\n[0.96, 1.01]\neta (of the step)"
+    assert shown["access"] == "45%\n[39%, 52%]\nof the KL left"
+    assert not any("+" in text for text in shown.values())
+    lift = replace(found["states"], audit="manipulation")
+    assert terminal.number(lift).startswith("+0.98\n[+0.96, +1.01]\nlift")
+    assert terminal.number(replace(lift, estimate=None)) == ""
+
+
+def test_an_interval_of_another_level_than_95_says_which():
+    found = reachabilities.states()
+    assert "%" not in terminal.number(found)
+    seen = replace(found.estimate, level=0.875)
+    assert "[0.96, 1.01] 87.5 %" in terminal.number(replace(found, estimate=seen))
+
+
+def test_a_long_list_of_reasons_is_cut_and_the_page_named():
+    four = tuple(f"Reason {k}." for k in range(4))
+    found = replace(reachabilities.states(), reasons=four)
+    told = terminal.reasons(found)
+    assert told == "Reason 0. Reason 1. (more on the page)"
+    assert terminal.reasons(replace(found, reasons=four[:2])) == "Reason 0. Reason 1."
+    assert terminal.reasons(replace(found, code="T3")) == " ".join(four)
+
+
+def test_the_table_of_an_ablation_gives_no_strength(steergauge, capsys):
+    facts = {**FACTS, "median_stream_norm": 1.0, "not_run": [], "probe": None}
+    findings = {"states": reachabilities.states()}
+    for steering, said, unsaid in (
+        ("ablation", "v taken out (ablation), no strength", "alpha ="),
+        ("addition", "alpha = +1.5 (step 0.24", "taken out"),
+    ):
+        run = SimpleNamespace(facts=facts | {"steering": steering}, findings=findings)
+        terminal.show_run(run)
+        out = _plain(capsys.readouterr().out)
+        assert said in out
+        assert unsaid not in out
+        # They were read elsewhere than v was written.
+        assert "states read after 4" in out
+    chosen = facts | {"alpha_was_recommended": True}
+    terminal.show_run(SimpleNamespace(facts=chosen, findings=findings))
+    assert "chosen by the dose curve" in _plain(capsys.readouterr().out)
 
 
 def test_another_command_does_not_go_on_with_the_run(audited, steergauge):

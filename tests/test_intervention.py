@@ -325,3 +325,22 @@ def test_an_ablation_is_no_addition_of_any_strength():
     # One step for all positions would have one length; here each has its own.
     lengths = (left - stream)[0].norm(dim=-1)
     assert lengths.max() > 2 * lengths.min()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_ablation_in_half_precision_leaves_no_more_than_storing_it_does(dtype):
+    generator = torch.Generator().manual_seed(0)
+    v = SteeringVector(torch.randn(2048, generator=generator), Site(1))
+    u = Ablate(v).direction.double()
+    noise = torch.randn(1, 32, 2048, generator=generator)
+    stream = (noise + 400 * u).to(dtype)
+    mask = torch.ones(1, 32, dtype=torch.bool)
+    edit = edits([Ablate(v)], positions(mask), mask, torch.tensor([32]))[1]
+    left = edit(stream)
+    assert left.dtype == dtype
+    along = (stream.double() @ u).abs()
+    assert float(along.min()) > 300
+    # What is stored is of length 45 and is rounded once, at random: along u by its
+    # ulp times 45 / sqrt(12 * 2048), of which five are more than 32 draws reach.
+    once = torch.finfo(dtype).eps * 45 / (12 * 2048) ** 0.5
+    assert float((left.double() @ u).abs().max()) < 5 * once

@@ -291,12 +291,18 @@ def _adding(
 def _ablating(
     interventions: Sequence[Intervention | None], rows: Sequence[int], covered: Mask
 ) -> Edit:
-    """One gather and one projection, however many different directions there are."""
+    """One gather and one projection, however many different directions there are.
+
+    In float32 at least and rounded once: u and u'h in half precision would leave some
+    of what is to be taken out.
+    """
     directions = _gathered(interventions, rows, covered.device)
 
     def edit(stream: Tensor) -> Tensor:
-        unit = directions.to(stream)[:, None, :]
-        left = stream - (stream * unit).sum(-1, keepdim=True) * unit
-        return torch.where(covered[..., None].to(stream.device), left, stream)
+        wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
+        unit = directions.to(wide)[:, None, :]
+        left = wide - (wide * unit).sum(-1, keepdim=True) * unit
+        inside = covered[..., None].to(stream.device)
+        return torch.where(inside, left.to(stream.dtype), stream)
 
     return edit

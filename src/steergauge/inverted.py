@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 WIDEST = 13
 """Characters of a token in a table, so that its rows fit into 80."""
 
+SHORTEST = 2
+"""Tolerances that a step must exceed: in a shorter one, the balls about the natural and
+the steered state overlap, and what is accepted for the one may be the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inverted:
@@ -44,6 +48,13 @@ class Inverted:
     steered: "Inversion | None"
     step: tuple[float, ...]
     seconds: float
+
+    def is_too_short(self, step: "Step") -> bool:
+        """Whether steering did so little at the place that nothing is to be inverted.
+
+        Of a step of the steered inversion.
+        """
+        return self.step[step.place] <= SHORTEST * step.tolerance
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +129,7 @@ def _steered_table(search: Search, one: Inverted) -> Table:
     table = _table(f"Steered states: {_said(search)}", *names, "tolerance")
     for step in one.steered.steps:
         table.add_row(
-            *_named(search, one, step),
+            *_named(search, one, step, judged=not one.is_too_short(step)),
             f"{step.distance:.3g}",
             f"{one.step[step.place]:.3g}",
             _ratio(step.distance, one.step[step.place]),
@@ -127,9 +138,14 @@ def _steered_table(search: Search, one: Inverted) -> Table:
     return table
 
 
-def _named(search: Search, one: Inverted, step: "Step") -> tuple[str, Text, Text, Text]:
+def _named(
+    search: Search, one: Inverted, step: "Step", *, judged: bool = True
+) -> tuple[str, Text, Text, Text]:
     """Place, the prompt's token, the one that was found, and whether it is taken."""
     own = one.ids[step.place]
+    if not judged:
+        near = Text(_token(search.lm, step.token), "dim")
+        return str(step.place), Text(_token(search.lm, own)), near, Text("~", "dim")
     colour = "green" if step.token == own and step.accepted else "yellow"
     mark = Text("✓", "green") if step.accepted else Text("✗", "red")
     found = Text(_token(search.lm, step.token), colour if step.accepted else "red")
@@ -168,54 +184,101 @@ def _natural_words(search: Search, one: Inverted, tolerance: str) -> list[str]:
     failure = one.natural.first_failure
     filled = "" if failure is None else ", the nearest token where none was accepted"
     looked = median(s.tested for s in steps) / search.lm.d_vocab
+    loose = _loose_words(search, steps)
+    exactly = "" if loose else " exactly"
     lines = [
-        f"{right} of {total} tokens recovered exactly; {100 * looked:.1f} % of the "
+        f"{right} of {total} tokens recovered{exactly}; {100 * looked:.1f} % of the "
         "vocabulary looked at in the median.",
         f"Recovered{filled}: {_text(search.lm, one.natural.tokens)}",
+        *loose,
     ]
     twins = [s for s in steps if s.accepted and s.token != one.ids[s.place]]
     if twins:
         lines.append(
             f"At place {twins[0].place} another token than the prompt's has a state "
-            "within the tolerance: the two cannot be told apart here."
+            "within the tolerance, which cannot tell the two apart."
         )
     if failure is not None:
         step = steps[failure]
+        wrong = [s.place for s in steps[: failure + 1] if s.token != one.ids[s.place]]
+        why = "Rounding alone does more to this model's states."
+        if wrong:
+            why = f"At place {wrong[0]} another token than the prompt's was taken."
         lines.append(
             f"At place {failure} no token was accepted: the nearest state is "
             f"{step.distance:.2g} away, the tolerance ({tolerance}) is "
-            f"{step.tolerance:.2g}. Rounding alone does more to this model's states."
+            f"{step.tolerance:.2g}. {why}"
         )
     return lines
 
 
+def _loose_words(search: Search, steps: Sequence["Step"]) -> list[str]:
+    """That tokens which were not tested may be nearer than those that were taken."""
+    size = search.lm.d_vocab
+    loose = [s for s in steps if s.tested < size and s.tolerance > s.other / 2]
+    if not loose:
+        return []
+    one = loose[0]
+    return [
+        f"Warning: at {len(loose)} of {len(steps)} places the tolerance is more than "
+        "half the distance to the next nearest of the tokens tested (place "
+        f"{one.place}: {one.tolerance:.2g} against {one.other:.2g}), so that one that "
+        "was not tested may be nearer than the one that was taken. --exhaustive tests "
+        "all; a smaller --tolerance takes fewer."
+    ]
+
+
 def _steered_words(search: Search, one: Inverted) -> list[str]:
     assert one.steered is not None
-    found, lm = one.steered, search.lm
-    failure = found.first_failure
+    steps, tokens = one.steered.steps, one.steered.tokens
     if not any(one.step):
         return ["The step is 0: these are the natural states."]
-    if failure is None:
-        return [
-            f"All {len(found.steps)} steered states are, within the tolerance, those "
-            f"of the prompt {_text(lm, found.tokens)}."
-        ]
-    step, length = found.steps[failure], one.step[failure]
-    own = " (the prompt's own)" if step.token == one.ids[failure] else ""
+    judged = [s for s in steps if not one.is_too_short(s)]
+    failed = next((s for s in judged if not s.accepted), None)
+    lines = _short_words(len(steps), len(steps) - len(judged))
+    if failed is not None:
+        lines += _failure_words(search, one, failed)
+    elif judged:
+        which = "All" if len(judged) == len(steps) else "The other"
+        lines.append(
+            f"{which} {len(judged)} steered states are, within the tolerance, those "
+            f"of the prompt {_text(search.lm, tokens)}."
+        )
+    lines += _stopped_words(search, one)
+    return lines + _loose_words(search, judged)
+
+
+def _short_words(num: int, short: int) -> list[str]:
+    """That nothing can be claimed where steering does no more than the tolerance."""
+    if not short:
+        return []
+    return [
+        f"At {short} of {num} places (marked ~) the step is at most {SHORTEST} "
+        "tolerances long: too short to tell a steered state from a natural one, so "
+        "that there is nothing to invert and nothing is claimed. Steer by more, or "
+        "make the tolerance smaller, such as by a finer --dtype."
+    ]
+
+
+def _failure_words(search: Search, one: Inverted, failed: "Step") -> list[str]:
+    """Where a steered state is of no token, how far the nearest is, what that means."""
+    assert one.steered is not None
+    found, lm, length = one.steered, search.lm, one.step[failed.place]
+    own = " (the prompt's own)" if failed.token == one.ids[failed.place] else ""
     lines = [
-        f"The inversion fails at place {failure}: of all {step.tested} tokens that "
-        f"could stand there none makes the steered state. The nearest is "
-        f"{_token(lm, step.token)}{own}, {step.distance:.3g} away, "
-        f"{_ratio(step.distance, length)} of the step, which is {length:.3g} long.",
-        "To fail is what any step that is not 0 does at this precision; how far random "
-        "steps of the same length end up is in `steergauge audit --audits states`.",
+        f"The inversion fails at place {failed.place}: of all {failed.tested} tokens "
+        f"that could stand there none makes the steered state. The nearest is "
+        f"{_token(lm, failed.token)}{own}, {failed.distance:.3g} away, "
+        f"{_ratio(failed.distance, length)} of the step, which is {length:.3g} long.",
+        "So fails any step longer than the tolerance, unless it ends where another "
+        "token's state is; how far random steps of the same length end up is in "
+        "`steergauge audit --audits states`.",
     ]
     if search.go_on:
         same = sum(s.token == one.ids[s.place] for s in found.steps)
-        lines.insert(
-            1,
+        lines.append(
             f"With the nearest token at every place: {_text(lm, found.tokens)}; the "
-            f"prompt's own in {same} of {len(found.steps)}.",
+            f"prompt's own in {same} of {len(found.steps)}."
         )
     if one.natural.first_failure is not None:
         lines.append(
@@ -223,6 +286,22 @@ def _steered_words(search: Search, one: Inverted) -> list[str]:
             "says nothing here."
         )
     return lines
+
+
+def _stopped_words(search: Search, one: Inverted) -> list[str]:
+    """That the places after the one where the search stopped were not looked at."""
+    assert one.steered is not None
+    stop, first = one.steered.first_failure, one.ids[0]
+    if stop is None or search.go_on or stop + 1 == len(one.ids):
+        return []
+    after = f"--go-on looks at the {len(one.ids) - stop - 1} places after it."
+    if stop == 0 and first in search.lm.tokenizer.all_special_ids:
+        return [
+            f"Place 0 holds the special token {_token(search.lm, first)}, whose state "
+            "there is the same in every prompt that begins with it, so that nothing "
+            f"of this prompt's own was looked at yet. {after}"
+        ]
+    return [f"The search stopped at place {stop}, where nothing was accepted. {after}"]
 
 
 def write(
@@ -254,6 +333,11 @@ def _record(lm: "LanguageModel", one: Inverted) -> dict[str, Any]:
         "natural": _found(lm, one.natural, one.ids),
         "steered": one.steered and _found(lm, one.steered, one.ids),
         "step": list(one.step),
+        "nothing_to_invert": [
+            step.place
+            for step in (one.steered.steps if one.steered else ())
+            if one.is_too_short(step)
+        ],
     }
 
 
@@ -265,6 +349,7 @@ def _found(
         | {
             "text": lm.tokenizer.decode([step.token]),
             "second": None if math.isnan(step.second) else step.second,
+            "other": step.other if math.isfinite(step.other) else None,
         }
         for step in done.steps
     ]

@@ -156,7 +156,7 @@ def invert(
         for number, (text, ids) in enumerate(zip(prompt, rows, strict=True), start=1):
             places = min(len(ids), longest)
             passes = 1 if steering is None else 2
-            shown.begin(f"prompt {number} of {len(rows)}", passes * places)
+            shown.begin(f"places of prompt {number} of {len(rows)}", passes * places)
             found.append(_inverted(search, text, ids[:places], len(ids), shown.advance))
     for one in found:
         show(search, one, tolerance)

@@ -22,6 +22,9 @@ from rich.text import Text
 from steergauge.errors import SteergaugeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from steergauge.audits.finding import Finding
     from steergauge.runs.estimate import Forecast
     from steergauge.runs.execute import Run
     from steergauge.split import LanguageModel
@@ -62,6 +65,44 @@ VERDICT_STYLE = {
     "ON MANIFOLD": "bold green",
     "OFF MANIFOLD": "bold magenta",
 }
+
+"""Of each verdict."""
+
+SIGNED, PLAIN, SHARE = "+.3g", ".3g", "%"
+"""How a number is written: with its sign, without, in percent."""
+
+NUMBER = {
+    "manipulation": (SIGNED, "lift, score 0 to 1"),
+    "equivalence": (SIGNED, "lift less v's"),
+    "divergence": (PLAIN, "nats a text"),
+    "scale": (SIGNED, "lift less v's"),
+    "replication": (SIGNED, "|d|, in SDs"),
+    "logits": (PLAIN, "T, 1 by geometry"),
+    "environments": (SIGNED, "lift, the worst"),
+    "environments[]": (SIGNED, "lift less v's"),
+    "reliability": (SHARE, "of the prompts"),
+    "spectrum": (PLAIN, "dimensions"),
+    "nulls": (PLAIN, "nats a text"),
+    "saturation": (PLAIN, "dimensions"),
+    "decomposition": (PLAIN, "x a random v's cost"),
+    "alternative": (SHARE, "of v's KL"),
+    "linearity": (PLAIN, "x ||alpha v||"),
+    "gauge": (PLAIN, "relative error"),
+    "methods": (SHARE, "of v's KL"),
+    "states": (PLAIN, "eta (of the step)"),
+    "inversion": (SHARE, "of the tokens"),
+    "access": (SHARE, "of the KL left"),
+    "density": (SHARE, "of states p < .01"),
+}
+"""How an audit's number is written, and its unit; `[]` is one with a subject."""
+
+LEVEL = 0.95
+"""That of an interval of which nothing else is said."""
+
+SHORT = ("T16", "T17", "T18", "T19")
+"""Audits of which the page says more than the terminal: here `NUM_REASONS`."""
+
+NUM_REASONS = 2
 
 
 class Bars:
@@ -183,9 +224,34 @@ def show_forecast(name: str, seen: "Forecast") -> None:
     out.print(table)
 
 
-def _short(value: float) -> str:
+def _short(value: float, form: str) -> str:
     """Three digits; what is as good as 0 is 0."""
-    return f"{value:+.3g}" if abs(value) >= 1e-4 else "0"
+    if form == SHARE:
+        return f"{100 * value:.3g}%" if abs(value) >= 1e-4 else "0%"
+    return f"{value:{form}}" if abs(value) >= 1e-4 else "0"
+
+
+def number(finding: "Finding") -> str:
+    """The finding's number over its interval and unit; empty if it has none."""
+    seen = finding.estimate
+    if seen is None:
+        return ""
+    named = f"{finding.audit}[]" if finding.subject else finding.audit
+    form, unit = NUMBER.get(named) or NUMBER[finding.audit]
+    lines = [_short(seen.value, form)]
+    if seen.low != seen.high:
+        level = "" if seen.level == LEVEL else f" {100 * seen.level:.3g} %"
+        ends = f"[{_short(seen.low, form)}, {_short(seen.high, form)}]"
+        lines.append(f"{ends}{level}")
+    return "\n".join([*lines, unit])
+
+
+def reasons(finding: "Finding") -> str:
+    """Why, in one paragraph, which does not bury the verdict."""
+    told = list(finding.reasons)
+    if finding.code in SHORT and len(told) > NUM_REASONS:
+        told = [*told[:NUM_REASONS], "(more on the page)"]
+    return " ".join(told)
 
 
 def duration(seconds: float) -> str:
@@ -196,33 +262,40 @@ def duration(seconds: float) -> str:
     return f"{max(seconds, 1):.0f} seconds"
 
 
+def _done(facts: "Mapping[str, Any]", findings: "Mapping[str, Finding]") -> str:
+    """Model, layer and what was done there: the title of the table."""
+    from steergauge.report.steering import ABLATION, ablated, read_after
+
+    place = f"{facts['layer']} (of 0 to {facts['num_layers'] - 1})"
+    read = read_after(findings)
+    if read is not None:
+        place += f", states read after {read}"
+    step = f"step {facts['step']:.2f} of median ||h||"
+    if facts.get("alpha_was_recommended"):
+        step += "; chosen by the dose curve"
+    done = ABLATION if ablated(facts) else f"alpha = {facts['alpha']:+g} ({step})"
+    return f"{facts['model']}, layer {place}, {done}"
+
+
 def show_run(run: "Run") -> None:
     """A table of verdicts, then why."""
+    from steergauge.report.steering import annotated
+
     facts = run.facts
-    how = f"alpha = {facts['alpha']:+g} (step {facts['step']:.2f} of median ||h||)"
-    table = Table(
-        title=f"{facts['model']}, layer {facts['layer']} (of 0 to "
-        f"{facts['num_layers'] - 1}), "
-        + ("v ablated" if facts.get("steering") == "ablation" else how),
-        title_justify="left",
-    )
+    findings = annotated(run.findings, facts)
+    table = Table(title=_done(facts, findings), title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("claim")
-    table.add_column("number\n[95 %]", no_wrap=True)
+    table.add_column("number\n[95 % unless said]", no_wrap=True)
     table.add_column("verdict", max_width=len("ORIGIN-NEAREST"))
-    for finding in run.findings.values():
-        number = ""
-        if finding.estimate is not None:
-            seen = finding.estimate
-            number = _short(seen.value)
-            if seen.low != seen.high:
-                number += f"\n[{_short(seen.low)}, {_short(seen.high)}]"
+    for finding in findings.values():
         verdict = Text(str(finding.verdict), VERDICT_STYLE[finding.verdict])
-        table.add_row(finding.code, Text(finding.claim), Text(number), verdict)
+        told = (Text(finding.claim), Text(number(finding)), verdict)
+        table.add_row(finding.code, *told)
     out.print(table)
-    for finding in run.findings.values():
+    for finding in findings.values():
         name = finding.code + (f" {finding.subject}" if finding.subject else "")
-        out.print(Text(f"{name}: {' '.join(finding.reasons)}"), soft_wrap=False)
+        out.print(Text(f"{name}: {reasons(finding)}"), soft_wrap=False)
         judged = finding.verdict not in ("UNINFORMATIVE", "FAIL")
         for control in finding.controls:
             if judged and not control.holds:
@@ -231,7 +304,7 @@ def show_run(run: "Run") -> None:
                     style="yellow",
                 )
     probe = facts["probe"]
-    if probe and "manipulation" in run.findings:
+    if probe and "manipulation" in findings:
         out.print(
             f"Probe: {probe['name']}, AUC {probe['auc']:.2f} on "
             f"{probe['num_labelled']} labelled texts.",

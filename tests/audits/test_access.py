@@ -13,7 +13,7 @@ from steergauge.audits.finding import Finding, Verdict
 FLOOR = 1e-6
 NUM_TEXTS = 40
 EFFECT = 8.0
-BUDGET = {"evaluations": 512, "length": 8}
+BUDGET = {"evaluations": 512, "length": 8, "response_tokens": 16}
 ACCESS = {
     "unsteered": "none",
     "steered": "weights",
@@ -134,11 +134,100 @@ def test_embeddings_that_are_found_give_a_search_among_texts_no_power():
     soft = power("soft_prefix", 8)
     finding = judged(searched, [power("token_search", 0), soft])
     assert finding.verdict is Verdict.UNINFORMATIVE
-    both = judged(searched, [power("token_search", 1), soft])
+    both = judged(searched, [power("token_search", 2), soft])
     assert both.verdict is Verdict.NOT_FOUND
     assert "soft prefix, 8 of 8" in both.reasons[0]
     assert both.details["best_soft"] == "soft_prefix"
-    assert "which is within the threshold" in both.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("found", "hidden", "expected"),
+    [
+        (1, 8, Verdict.UNINFORMATIVE),
+        (2, 8, Verdict.NOT_FOUND),
+        # The lower ends are 4.6 % and 7.1 % in 4 and 8, 3.5 % and 5.5 % in 16.
+        (1, 4, Verdict.UNINFORMATIVE),
+        (2, 16, Verdict.UNINFORMATIVE),
+        (3, 16, Verdict.NOT_FOUND),
+    ],
+)
+def test_a_search_that_finds_a_hidden_prompt_by_luck_has_no_power(
+    found, hidden, expected
+):
+    finding = judged(rows(0.6), [power("token_search", found, hidden)])
+    assert finding.verdict is expected
+    # The best search counts, whatever another does.
+    weak = power("many_shot", 0, hidden)
+    assert judged(rows(0.6), [weak, power("token_search", found, hidden)]).verdict is (
+        expected
+    )
+    assert f"{found} of {hidden}" in finding.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("search", "soft", "said"),
+    [
+        (0.6, 0.01, "which is within the threshold. No text"),
+        (0.6, 0.3, "which is not within the threshold either."),
+        (0.01, 0.02, "which is within the threshold as well."),
+        (0.01, 0.3, "which is not within the threshold, though the best prompt is."),
+    ],
+)
+def test_what_gradient_descent_reached_is_told_by_case_and_as_no_bound(
+    search, soft, said
+):
+    finding = judged(rows(search, soft_prefix=soft))
+    expected = Verdict.FOUND if search < 0.05 else Verdict.NOT_FOUND
+    assert finding.verdict is expected
+    assert finding.details["best_soft"] == "soft_prefix"
+    assert said in finding.reasons[-1]
+    assert "What gradient descent over embeddings reached" in finding.reasons[-1]
+    assert "it bounds nothing" in finding.reasons[-1]
+
+
+def test_found_is_said_of_as_many_tokens_as_were_compared():
+    finding = judged(rows(0.01))
+    assert finding.verdict is Verdict.FOUND
+    assert "over the first 16 tokens of a text" in finding.reasons[0]
+    assert "over the first 16 tokens of a text" in finding.claim
+    unknown = access(rows(0.01), ABLE, sign=1.0, floor=FLOOR, budget={})
+    assert "tokens" not in unknown.reasons[0] + unknown.claim
+
+
+def test_the_effects_of_hidden_prompts_stand_beside_the_power():
+    effect = np.array([0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 9.0, FLOOR])
+    base = power("token_search", 6)
+    for powers in ([Power("token_search", base.relative, effect, base.found)], ABLE):
+        finding = judged(rows(0.6), powers)
+        assert finding.verdict is Verdict.NOT_FOUND
+        (told,) = [one for one in finding.reasons if "hidden prompts change" in one]
+        assert "steering by 8." in told
+        assert "easier or harder to find" in told
+        # The last one does nothing, and is not counted.
+        expected = "3 nats (median; 0.5 to 9)" if powers != ABLE else "2 nats (median"
+        assert expected in told
+    # Of a search without power they are told as well.
+    unable = judged(rows(0.6), UNABLE)
+    assert any("hidden prompts change" in one for one in unable.reasons)
+    assert not any("hidden prompts" in one for one in judged(rows(0.01), []).reasons)
+
+
+def test_a_control_expects_of_a_search_what_it_is_held_to():
+    controls = {one.name: one for one in judged(rows(0.6)).controls}
+    assert controls["many_shot"].holds
+    none = {one.name: one for one in judged(rows(0.6), UNABLE).controls}
+    for name in ("many_shot", "token_search"):
+        expected = f"{name.replace('_', ' ')} finds at least one of the hidden prompts"
+        assert none[name].expected == expected
+        assert not none[name].holds
+
+
+def test_a_goal_that_a_search_had_nothing_to_try_for_is_not_found():
+    some = power("many_shot", 2)
+    left = np.where(np.arange(8) < 6, some.relative, np.inf)
+    finding = judged(rows(0.6), [Power("many_shot", left, some.effect, some.found)])
+    assert finding.details["methods"][0]["relative"][-2:] == [None, None]
+    assert finding.details["methods"][0]["hidden"] == 8
 
 
 def test_a_vector_that_does_nothing_leaves_nothing_to_find():

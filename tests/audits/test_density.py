@@ -352,6 +352,23 @@ def test_one_state_a_prompt_is_held_against_the_calibration():
     assert judged(states).details["uniform"]["p"] < UNIFORM_LEVEL
 
 
+def test_calibration_states_of_few_prompts_are_uninformative():
+    states = seen(natural=NATURAL, v=2 * OFF, random=OFF, swap=NATURAL)
+    for num, verdict in ((49, Verdict.UNINFORMATIVE), (50, Verdict.OFF_MANIFOLD)):
+        clusters = np.arange(500) * num // 500
+        found = judged(states, calibration_prompts=clusters)
+        assert found.verdict is verdict
+        assert found.details["num_calibration_prompts"] == num
+
+
+def test_off_is_said_beside_what_a_random_step_of_that_length_does():
+    alone = judged(seen(natural=NATURAL, v=2 * OFF, random=OFF, swap=NATURAL))
+    alike = judged(seen(natural=NATURAL, v=2 * OFF, random=2 * OFF, swap=NATURAL))
+    assert {alone.verdict, alike.verdict} == {Verdict.OFF_MANIFOLD}
+    assert "also goes further than random steps" in alone.reasons[0]
+    assert "the length may be all there is to it" in alike.reasons[0]
+
+
 def test_norm_and_angle_stand_beside_those_of_the_controls():
     given = world(0)
     found = given.finding(given.natural + 0.8 * direction(-1), 0.8)
@@ -372,7 +389,8 @@ def test_details_are_those_that_the_report_reads():
     given = world(1)
     found = given.finding(given.natural + 0.5 * direction(0), 0.5)
     assert set(found.details) == {
-        *("num_reference", "num_calibration", "num_test", "components", "smallest_p"),
+        *("num_reference", "num_calibration", "num_calibration_prompts"),
+        *("num_test", "components", "smallest_p"),
         *("families", "uniform", "norm_of_natural"),
     }
     assert found.details["num_reference"] == 400

@@ -293,16 +293,95 @@ def test_no_step_is_nothing_to_search_for():
     assert short.details["num_steps"] == 0
 
 
-def test_positions_that_are_not_steered_are_left_out():
-    def only_some(h, points):
-        only_some.calls += 1
-        return h.copy() if only_some.calls % 5 else to_another(h, points)
+def every(period: int, *, moved: int):
+    """Another token's state at the first `moved` of every `period` positions."""
+    calls = iter(range(10**6))
 
-    only_some.calls = 0
-    finding = judged(worlds(only_some))
+    def end(h, points):
+        return to_another(h, points) if next(calls) % period < moved else h.copy()
+
+    return end
+
+
+def test_positions_that_are_not_steered_are_left_out():
+    finding = judged(worlds(every(5, moved=4)))
     assert finding.verdict is Verdict.REACHABLE
-    assert finding.details["shares"] == {"UNINFORMATIVE": 0.8, "REACHABLE": 0.2}
-    assert any("32 of 40 positions are left out" in one for one in finding.reasons)
+    assert finding.details["shares"] == {"UNINFORMATIVE": 0.2, "REACHABLE": 0.8}
+    assert any("8 of 40 positions are left out" in one for one in finding.reasons)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "moved", "expected"),
+    [
+        # Of 160 positions, one.
+        (32, (160, 1), Verdict.INCONCLUSIVE),
+        (8, (5, 2), Verdict.INCONCLUSIVE),
+        (8, (5, 3), Verdict.REACHABLE),
+        # One half is enough.
+        (8, (2, 1), Verdict.REACHABLE),
+        (3, (1, 1), Verdict.INCONCLUSIVE),
+        (4, (1, 1), Verdict.REACHABLE),
+    ],
+)
+def test_reachable_takes_half_of_the_positions_and_four_prompts(
+    prompts, moved, expected
+):
+    period, first = moved
+    finding = judged(worlds(every(period, moved=first), prompts=prompts))
+    # What is judged is all reached: only how much of it there is differs.
+    num = finding.details["num_judged"]
+    assert num == prompts * 5 * first // period
+    assert finding.details["shares"]["REACHABLE"] == num / (5 * prompts)
+    assert finding.verdict is expected
+    text = " ".join(finding.reasons)
+    assert ("too little" in text) == (expected is Verdict.INCONCLUSIVE)
+    assert f"They are {num} of {5 * prompts} positions" in text
+
+
+def test_what_is_reached_is_borne_out_by_so_many_prompts_and_no_more():
+    text = " ".join(judged(worlds(to_another)).reasons)
+    # Wilson: n / (n + z^2).
+    assert f"for {8 / (8 + 3.8415):.0%} at least" in text
+    text = " ".join(judged(worlds(every(40, moved=1))).reasons)
+    assert "in 1 of 8 prompts; of prompts like these 1, the same holds for " in text
+    assert f"for {1 / (1 + 3.8415):.0%} at least" in text
+
+
+def test_a_reader_sees_whether_rounding_or_a_wide_tolerance_made_it_reachable():
+    near = judged(worlds(to_another))
+    wide = judged(changed(worlds(to_another), d1=at(V, 0.9 * TOLERANCE)))
+    assert near.verdict is wide.verdict is Verdict.REACHABLE
+    for finding, least, most in [(near, 0.01, 0.5), (wide, 0.89, 0.91)]:
+        seen = finding.details["tolerance"]
+        assert least < seen["v"] < most
+        assert 0.01 < seen["natural"] < 0.5
+        assert 0 < seen["of_norm"] < TOLERANCE
+        assert any(
+            f"tolerance is {seen['of_norm']:.2g} of a state's length" in one
+            and f"at {seen['v']:.2g} of the tolerance" in one
+            and f"come back at {seen['natural']:.2g} of it" in one
+            for one in finding.reasons
+        )
+    # Of what is not reached there is no such question.
+    assert not any("come back at" in one for one in judged(worlds(half_way)).reasons)
+
+
+def test_one_half_of_the_positions_have_to_be_resolvable():
+    """At the others what is missed counts and what is accepted does not."""
+    for unclear, expected in [
+        (slice(0, 2), Verdict.REACHABLE),
+        (slice(0, 3), Verdict.UNINFORMATIVE),
+    ]:
+        blurred = changed(worlds(to_another), d2=at(0, 1.5 * TOLERANCE, unclear))
+        finding = judged(blurred)
+        assert finding.details["num_resolvable"] == 8 * (5 - unclear.stop)
+        assert finding.verdict is expected
+    assert "At only 16 of 40 positions" in finding.reasons[0]
+    # Nor does it help that what was missed is unreached: that is one way only.
+    missed = judged(changed(blurred, d1=at(V, 0.5)))
+    assert missed.verdict is Verdict.UNINFORMATIVE
+    assert missed.details["num_judged"] == 40
+    assert finding.details["num_judged"] == 16
 
 
 def test_one_position_that_is_missed_is_enough_not_to_be_reachable():
@@ -324,10 +403,31 @@ def test_few_prompts_do_not_say_what_most_positions_are_like():
         assert finding.estimate.level == 1 - 2 ** (1 - num)
 
 
+def test_close_to_a_state_takes_as_many_prompts_as_its_interval_does():
+    for num, expected in [(5, Verdict.UNREACHED), (6, Verdict.EPSILON_CLOSE)]:
+        finding = judged(worlds(near_another, prompts=num))
+        assert finding.verdict is expected
+        assert (finding.estimate.level < 0.95) == (num == 5)
+        told = any("so few prompts do not bear it out" in r for r in finding.reasons)
+        assert told == (num == 5)
+        # What is near is near at 5 prompts too.
+        assert finding.details["shares"]["EPSILON-CLOSE"] > 0.8
+    # It is not said of what is not near.
+    far = judged(worlds(half_way, prompts=5))
+    assert not any("bear it out" in reason for reason in far.reasons)
+
+
+def test_the_floor_that_a_tokens_kl_is_held_to_is_said_to_be_a_texts():
+    silent = changed(worlds(along(RIGHT)), kl_none=lambda kl: 0 * kl + FLOOR)
+    (told,) = [one for one in judged(silent).reasons if "precision floor" in one]
+    assert "of a whole text" in told
+    assert "conservative" in told
+
+
 def test_a_random_direction_is_called_close_no_more_often_than_its_level():
     """The same directions at all positions, so that positions rank together."""
     num, close, below = 200, 0, 0
-    base = worlds(along(RIGHT), prompts=3, num=1)
+    base = worlds(along(RIGHT), prompts=6, num=1)
     for seed in range(num):
         # A direction that ends near a token at one position does so at all.
         luck = np.random.default_rng(seed).uniform(0.05, 0.45, NUM_RANDOM + 1)

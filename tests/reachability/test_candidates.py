@@ -1,6 +1,7 @@
 """The state of every next token is that of a whole pass, however it is computed."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +21,23 @@ from tests.models import (
 from torch import nn
 
 from steergauge.errors import InputError, LayerOutOfRange, ModelError
+from steergauge.loading import load
 from steergauge.reachability import candidates
-from steergauge.reachability.candidates import Prefix, every_token, prefix_of
+from steergauge.reachability.candidates import (
+    Prefix,
+    every_token,
+    prefix_of,
+    rounded,
+    rounding,
+)
 from steergauge.split import LanguageModel
 
 ROUNDING = 1e-5
 """Of a state's norm, in float32: up to 1e-6 is seen through four blocks. A candidate
 that saw another one, or a place too many, would be 1e-2 off or more."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+STORIES = Path(__file__).parents[2] / "../shared/models/stories260K"
 
 PREFIXES = {"empty": 0, "one token": 1, "within a window": 3, "long": 40}
 WITH_TUPLES = (*FAMILIES, "gptj")
@@ -290,3 +301,70 @@ def test_what_was_not_kept_is_not_guessed():
         prefix.states(TOKENS[:0])
     with pytest.raises(LayerOutOfRange):
         prefix_of(lm, text(4), layer=NUM_LAYERS)
+
+
+def leaking(since: int):
+    """A mask with which candidates see those at least `since` places before them."""
+
+    def mask(lm: LanguageModel, seen: int, width: int) -> torch.Tensor:
+        hidden = torch.ones(width, width, dtype=torch.bool).tril(-since).logical_not()
+        hidden.fill_diagonal_(False)
+        made = torch.zeros(width, seen + width, dtype=lm.dtype)
+        made[:, seen:] = hidden * torch.finfo(lm.dtype).min
+        return made[None, None]
+
+    return mask
+
+
+def refused(lm: LanguageModel, ids: list[int], since: int, monkeypatch) -> bool:
+    """Whether rows that leak are not shared, though right ones are."""
+    right = prefix_of(lm, ids, layer=0)
+    assert right.packed
+    batch = torch.arange(2, 66)
+    expected = right.states(batch)
+    monkeypatch.setattr(candidates, "_mask", leaking(since))
+    # Not vacuous: the states are far off then, in a batch that fills a row.
+    assert apart(right.states(batch), expected) > 0.1
+    return not prefix_of(lm, ids, layer=0).packed
+
+
+@pytest.mark.parametrize("length", [0, 7])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_whose_ends_see_their_beginnings_are_not_shared(
+    dtype, length, monkeypatch
+):
+    """No three candidates show it: none of them is three places after another."""
+    lm = borrowed(network("llama").to(dtype))
+    assert refused(lm, text(length), 3, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_whose_candidates_see_those_before_are_not_shared(dtype, monkeypatch):
+    """Of a trained model, where three candidates hardly differ by it."""
+    if not STORIES.is_dir():
+        pytest.skip("the model stories260K is not beside this checkout, in ../shared")
+    trained = load(str(STORIES), device="cpu")
+    lm = load(copy.deepcopy(trained.model).to(dtype), tokenizer=trained.tokenizer)
+    assert refused(lm, [1, 403, 407], 1, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "mixtral"])
+def test_right_rows_are_shared_in_every_precision(family, dtype):
+    lm = borrowed(network(family).to(dtype))
+    for length in PREFIXES.values():
+        for layer in (0, NUM_LAYERS - 1):
+            assert prefix_of(lm, text(length), layer=layer).packed
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_storing_a_state_moves_it_by_its_rms_rounding_or_less(dtype):
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(100, 512, generator=generator, dtype=torch.float64)
+    norms = torch.linalg.vector_norm(states, dim=-1)
+    moved = torch.linalg.vector_norm(states.to(dtype).double() - states, dim=-1)
+    rms = float((moved / norms).square().mean().sqrt())
+    bound = rounding(torch.finfo(dtype).eps)
+    # The numbers next to x are ulp |x| apart where x is a power of 2, down to half.
+    assert bound / 2 < rms < bound
+    assert rounded(dtype, layer=3) == pytest.approx(2 * rounded(dtype, layer=0))

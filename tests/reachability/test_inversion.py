@@ -156,6 +156,7 @@ def test_an_exhaustive_search_tries_all_and_finds_the_same():
         second = float(by_hand.topk(2, largest=False).values[1])
         assert step.second == pytest.approx(second, abs=1e-5)
         assert step.second > 100 * LOOSE.radius
+        assert step.other == step.second
 
 
 def test_of_two_tokens_with_one_state_either_is_accepted_and_the_other_is_seen():
@@ -171,6 +172,30 @@ def test_of_two_tokens_with_one_state_either_is_accepted_and_the_other_is_seen()
         assert step.second <= step.tolerance
         assert found.steps[0].second > step.tolerance
         assert found.tokens[::2] == (70, 80)
+
+
+def test_a_loose_tolerance_takes_the_nearest_of_a_batch_and_tells_how_near_others_are():
+    lm, layer = tiny("llama"), 2
+    own = 90
+    (state,) = states_of(lm, [own], layer)
+    vocabulary = torch.arange(lm.d_vocab)[:, None]
+    mask = torch.ones_like(vocabulary, dtype=torch.bool)
+    states = lm.streams(vocabulary, mask, layers=(layer,))[layer][:, 0].double()
+    away = (states - state).norm(dim=-1)
+    # No model ranks the first token: what starts texts is tried, then by number.
+    start = lm.tokenizer.bos_token_id
+    batch = [*dict.fromkeys([start, *range(FIRST)] if start else range(FIRST))][:FIRST]
+    assert own not in batch
+    first, second = away[batch].topk(2, largest=False).values.tolist()
+    found = invert(lm, state[None], layer=layer, tolerance=Absolute(1e3))
+    (step,) = found.steps
+    assert (step.accepted, step.tested) == (True, FIRST)
+    assert step.token == batch[int(away[batch].argmin())] != own
+    # Two ways to compute a state differ by 1e-6 or so in float32.
+    assert step.distance == pytest.approx(first, abs=1e-5)
+    assert step.other == pytest.approx(second, abs=1e-5)
+    assert first < second < 2 * step.tolerance
+    assert math.isnan(step.second)
 
 
 def test_in_half_precision_the_published_tolerance_refuses_natural_states():

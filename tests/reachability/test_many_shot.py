@@ -53,6 +53,23 @@ def test_the_longest_row_stays_within_the_context_with_room_for_a_response():
     assert [shots.num for shots in with_room] == [0]
 
 
+def test_a_longer_text_that_the_prompt_is_judged_on_must_fit_as_well():
+    lm, target = target_of(planted.prompts(4))
+    counts = range(1, len(EXAMPLES) + 1)
+    long = " ".join(["lake"] * 14)
+
+    def rows(num: int, text: str) -> int:
+        prompt = "".join(f"{x} {y}\n" for x, y in EXAMPLES[:num])
+        return len(encode(lm, Text(prompt + text))[0])
+
+    alone = many_shot(lm, target, EXAMPLES, counts=counts, room=2)[-1].num
+    both = many_shot(lm, target, EXAMPLES, counts=counts, room=2, texts=[long])[-1].num
+    # What fits before the short texts alone would overrun the context with this one.
+    assert rows(alone, long) + 2 > CONTEXT
+    assert rows(both, long) + 2 <= CONTEXT < rows(both + 1, long) + 2
+    assert 1 <= both < alone
+
+
 def test_there_are_no_more_examples_than_were_given_and_each_is_one_evaluation():
     lm, target = target_of(planted.prompts(4))
     seen: list[int] = []

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from tests.ground_truth import TWINS, duplicate_embedding
-from tests.models import D_VOCAB, borrowed, config, ids_and_mask, tiny
+from tests.models import D_MODEL, D_VOCAB, borrowed, config, ids_and_mask, network, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
@@ -16,7 +16,13 @@ from steergauge.reachability import candidates
 from steergauge.reachability.candidates import prefix_of
 from steergauge.reachability.nearest import EDGES, Nearest, least_kl, nearest
 from steergauge.reachability.tolerance import natural_states
+from steergauge.runs import plan, reachability
+from steergauge.runs.reachability import Reach
+from steergauge.runs.spec import spec_from
+from steergauge.runs.stages import Silent, Stages
+from steergauge.runs.store import Store
 from steergauge.split import LanguageModel
+from steergauge.vector import Site, SteeringVector
 
 LAYER = 2
 PREFIX = ids_and_mask(6)[0][0].tolist()
@@ -265,3 +271,42 @@ def test_no_tensor_grows_with_the_vocabulary():
     with Largest() as seen:
         prefix.lm.model.get_input_embeddings().weight.detach().clone()
     assert seen.elements > 4 * largest[2**15]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_swap_of_a_few_hundredths_is_one_in_half_precision_too(dtype):
+    model = network("llama")
+    weight = model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight[OTHER] = weight[TOKEN] + 0.03 * weight[OTHER]
+    lm = borrowed(model.to(dtype))
+    prefix = prefix_of(lm, (), layer=0)
+    own, other = prefix.states(torch.tensor([TOKEN, OTHER])).double()
+    share = float((other - own).norm() / own.norm())
+    # Not vacuous: above what rounding makes of it, and below 8 units of bfloat16.
+    assert candidates.rounded(dtype, layer=0) < share < 8 * 2.0**-7
+    found = nearest(prefix, other[None], token=TOKEN, origin=own)
+    assert found.aligned.tolist() == [OTHER]
+    assert found.cosine[0] == pytest.approx(1, abs=1e-9)
+
+
+def test_of_a_large_vocabulary_what_the_model_expects_here_is_looked_at(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(reachability, "ALL_TOKENS", 40)
+    lm = tiny("llama")
+    spec = spec_from({}, trait="formality", audits="states", alpha=1.0, layer=LAYER)
+    stages = Stages(lm, plan.gather(lm, spec), Store(tmp_path), Silent())
+    reach = Reach(stages, SteeringVector(torch.ones(D_MODEL), Site(LAYER)), 1.0, [])
+    prefix = prefix_of(lm, PREFIX, layer=LAYER, whole=True)
+    row = torch.tensor([PREFIX])
+    here = lm.logits(row, torch.ones_like(row, dtype=torch.bool))[0, -1].topk(10)
+    looked_at = reach._looked_at(prefix, OTHER, TOKEN).tolist()
+    assert looked_at[:2] == [TOKEN, OTHER]
+    assert {*here.indices.tolist()} <= {*looked_at}
+    assert len({*looked_at}) == len(looked_at) <= 2 + 10 + 10
+    # Not vacuous: what comes after the token here is another list.
+    after = prefix.logits(torch.tensor([TOKEN]))[0].topk(10).indices.tolist()
+    assert not {*after} <= {*looked_at}
+    empty = prefix_of(lm, (), layer=LAYER, whole=True)
+    assert len(reach._looked_at(empty, OTHER, TOKEN)) <= 2 + 10

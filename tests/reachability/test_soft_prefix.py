@@ -134,7 +134,7 @@ def test_samples_take_the_random_numbers_of_the_text_without_a_prefix():
 def test_a_soft_prefix_from_the_searchs_tokens_is_no_worse_than_they_are(length):
     lm = planted.planted()
     texts = planted.prompts(6)
-    for hidden in hidden_prompts(lm, texts, length=length, num=2):
+    for hidden in hidden_prompts(lm, texts, lengths=[length], num=2):
         target = target_of(lm, texts, prompt=hidden)
         found = search(lm, target, length=length, evaluations=32)
         better = soft(lm, target, length=length, evaluations=60, start=found.tokens)

@@ -51,7 +51,7 @@ def counted(lm):
 @pytest.mark.parametrize("length", [1, 2])
 def test_a_hidden_prompt_is_found_by_most_seeds(length):
     lm = planted.planted()
-    pieces = hidden_prompts(lm, planted.prompts(20), length=length, num=4, seed=1)
+    pieces = hidden_prompts(lm, planted.prompts(20), lengths=[length], num=4, seed=1)
     found = 0
     for seed, hidden in enumerate(pieces):
         target = target_of(lm, prompt=hidden)
@@ -134,7 +134,7 @@ def test_the_search_goes_on_where_the_gradient_says_nothing(monkeypatch):
 def test_the_gradient_makes_a_search_better(monkeypatch):
     """Over several targets, at equal budgets: else it would not be worth its cost."""
     lm = planted.planted()
-    hidden = hidden_prompts(lm, planted.prompts(20), length=3, num=6, seed=2)
+    hidden = hidden_prompts(lm, planted.prompts(20), lengths=[3], num=6, seed=2)
     targets = [target_of(lm, prompt=one) for one in hidden]
     nats = {}
     for blind in (0.25, 1.0):
@@ -161,7 +161,7 @@ def test_a_budget_or_a_length_that_is_too_small_is_refused():
 def test_hidden_prompts_are_pieces_of_the_texts_that_read_back():
     lm = tiny("llama", chat=True)
     texts = ["the tale of moss and stone", "hot irons melt in the sun", "sea"]
-    found = hidden_prompts(lm, texts, length=5, num=6, seed=3)
+    found = hidden_prompts(lm, texts, lengths=[5], num=6, seed=3)
     assert len(set(found)) == 6
     for one in found:
         assert one.endswith(JOINT)
@@ -169,12 +169,45 @@ def test_hidden_prompts_are_pieces_of_the_texts_that_read_back():
         assert any(piece in text for text in texts)
         ids = lm.tokenizer(piece, add_special_tokens=False)["input_ids"]
         assert len(ids) == 5
-    assert found == hidden_prompts(lm, texts, length=5, num=6, seed=3)
-    assert found != hidden_prompts(lm, texts, length=5, num=6, seed=4)
+    assert found == hidden_prompts(lm, texts, lengths=[5], num=6, seed=3)
+    assert found != hidden_prompts(lm, texts, lengths=[5], num=6, seed=4)
+
+
+def test_hidden_prompts_are_of_all_lengths_that_the_texts_have():
+    lm = tiny("llama", chat=True)
+    texts = ["the tale of moss and stone", "hot irons melt in the sun", "sea"]
+    found = hidden_prompts(lm, texts, lengths=[1, 2, 4, 100], num=12, seed=3)
+    assert len(set(found)) == 12
+    sizes = [
+        len(lm.tokenizer(one.removesuffix(JOINT), add_special_tokens=False).input_ids)
+        for one in found
+    ]
+    assert {*sizes} == {1, 2, 4}
+    # In turn: about a third each, fewer of short ones, of which some come twice.
+    assert min(sizes.count(size) for size in (1, 2, 4)) >= 2
+
+
+def test_no_search_starts_from_a_users_text():
+    """Hidden prompts are pieces of such texts: it would have them given."""
+    lm = planted.planted()
+    target = target_of(lm, prompt=" ".join(TEXTS[0].split()[:3]) + "\n")
+    goal = token_search._goal(lm, target, 3, np.random.default_rng(0))
+    users = {tuple(lm.tokenizer(text)["input_ids"][:3]) for text in TEXTS}
+    assert all(goal.usable(one) for one in users)
+    starts = token_search._starts(goal, (), token_search._Budget(256 * len(TEXTS)))
+    assert len(starts) == token_search.PROPOSED
+    # By chance one in 31^3 / 8 is.
+    assert not users & {*starts}
+    given = token_search._starts(goal, TEXTS[:1], token_search._Budget(2048))
+    assert users & {*given}
 
 
 def test_texts_that_are_too_short_for_hidden_prompts_are_refused():
     lm = tiny("llama")
     for texts, num in [(["sea", "moss"], 1), (["hot irons melt"], 100)]:
-        with pytest.raises(InputError, match=f"{num} hidden prompts of 5"):
-            hidden_prompts(lm, texts, length=5, num=num)
+        with pytest.raises(InputError, match=f"{num} hidden prompts of 5 tokens"):
+            hidden_prompts(lm, texts, lengths=[5], num=num)
+    with pytest.raises(InputError, match="50 hidden prompts of 1, 5 tokens"):
+        hidden_prompts(lm, ["hot irons"], lengths=[1, 5], num=100, least=50)
+    some = hidden_prompts(lm, ["hot irons melt"], lengths=[5], num=100, least=3)
+    assert 3 <= len(some) < 100

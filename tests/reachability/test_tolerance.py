@@ -1,5 +1,6 @@
 """What rounding makes of a natural state passes; what anything else makes does not."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,10 @@ from tests.models import D_MODEL, borrowed, ids_and_mask, network, tiny
 
 from steergauge.errors import InputError, LayerOutOfRange
 from steergauge.intervention import Ablate, Add, Scope
-from steergauge.reachability.candidates import prefix_of
+from steergauge.loading import load
+from steergauge.prompts import Text, encode, environment
+from steergauge.reachability import candidates
+from steergauge.reachability.candidates import Prefix, prefix_of
 from steergauge.reachability.tolerance import (
     Tolerance,
     calibrated,
@@ -99,7 +103,91 @@ def test_the_first_place_has_a_tolerance_of_its_own():
 
 def test_noise_below_the_last_place_is_not_believed():
     tolerance = Tolerance(first=0.0, rest=0.0, ulp=2.0**-23, num=10)
-    assert tolerance.at(0, 3.0) == tolerance.at(5, 3.0) == 8 * 2.0**-23 * 3
+    floor = tolerance.at(0, 3.0)
+    assert floor == tolerance.at(5, 3.0) == pytest.approx(4 * 2.0**-23 / 12**0.5 * 3)
+    # A coordinate that is all of the state may be rounded the other way.
+    assert 3 * 2.0**-23 < floor < 1.2 * 3 * 2.0**-23
+
+
+def in_half(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
+    return load(copy.deepcopy(lm.model).to(dtype), tokenizer=lm.tokenizer)
+
+
+@pytest.fixture(scope="module")
+def organism() -> LanguageModel:
+    return load("builtin:organism", device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_first_token_passes_where_no_noise_was_measured(dtype, organism):
+    lm = in_half(organism, dtype)
+    texts = [encode(lm, Text(p))[0] for p in environment().prompts[:2]]
+    tolerance = calibrated(lm, texts, layer=LAYER)
+    # Not vacuous: all that was measured agreed, and the floor alone says what passes.
+    assert tolerance.first == 0
+    states = prefix_of(lm, (), layer=LAYER).states(torch.arange(0, lm.d_vocab, 32))
+    for token, state in zip(range(0, lm.d_vocab, 32), states.double(), strict=True):
+        (target,) = natural_states(lm, [token], layer=LAYER)
+        norm = float(torch.linalg.vector_norm(target))
+        gap = float(torch.linalg.vector_norm(state - target))
+        assert gap <= tolerance.at(0, norm)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_near_a_token_is_not_at_it_in_any_precision(dtype, organism):
+    """The mean of a swap of the last token is near that swap, and no token's own."""
+    lm, layer = in_half(organism, dtype), 0
+    texts = [encode(lm, Text(p))[0] for p in environment().prompts[:32]]
+    tolerance = calibrated(lm, texts[:4], layer=layer)
+
+    def last(row: list[int]) -> torch.Tensor:
+        return natural_states(lm, row, layer=layer)[-1]
+
+    swaps = [last([*row[:-1], 200]) - last(row) for row in texts[4:24]]
+    v = torch.stack(swaps).mean(0)
+    shares = []
+    for row in texts[24:]:
+        natural, place = last(row), len(row) - 1
+        norm = float(torch.linalg.vector_norm(natural))
+        found = prefix_of(lm, row[:-1], layer=layer).states(torch.arange(lm.d_vocab))
+        own = torch.linalg.vector_norm(found[row[-1]].double() - natural)
+        near = torch.linalg.vector_norm(found.double() - natural - v, dim=-1).min()
+        assert float(own) <= tolerance.at(place, norm) < float(near)
+        shares.append(float(near) / norm)
+    # Not vacuous: eight units in bfloat16's last place, .0625, would accept them all.
+    assert max(shares) < 0.0625
+    assert max(shares) < 0.1 * float(torch.linalg.vector_norm(v)) / norm
+
+
+def test_the_noise_is_that_of_the_rows_that_a_later_start_shares(monkeypatch):
+    """Of a model where candidates share rows after four tokens, and not before."""
+    made, lm, looked_at = candidates._mask, tiny("llama"), []
+
+    def mask(lm: LanguageModel, seen: int, width: int) -> torch.Tensor:
+        right = made(lm, seen, width)
+        return right if seen >= 4 else torch.zeros_like(right)
+
+    states = Prefix.states
+
+    def spied(prefix: Prefix, tokens: torch.Tensor) -> torch.Tensor:
+        looked_at.append((len(prefix.ids), prefix.packed, prefix.whole))
+        return states(prefix, tokens)
+
+    monkeypatch.setattr(candidates, "_mask", mask)
+    monkeypatch.setattr(Prefix, "states", spied)
+    texts = rows(2, seed=0)
+    assert not prefix_of(lm, texts[0][:1], layer=LAYER).packed
+    assert prefix_of(lm, texts[0][:5], layer=LAYER).packed
+    early = calibrated(lm, texts, layer=LAYER)
+    assert not any(packed for _, packed, _ in looked_at)
+    looked_at.clear()
+    later = calibrated(lm, texts, layer=LAYER, last=LENGTH - 5)
+    assert later.num == early.num + 2 * (LENGTH - 5)
+    assert later.rest >= early.rest
+    shared = [place for place, packed, _ in looked_at if packed]
+    assert shared == [5, 6, 7] * 2
+    # As in a search, which needs the logits: rows are proved up to the last block.
+    assert all(whole for *_, whole in looked_at)
 
 
 def test_the_same_texts_and_seed_give_the_same_tolerance():

@@ -98,6 +98,8 @@ def _inverted(rng: np.random.Generator, prompt: int) -> Inverted:
         prompt=f"Write of lake {prompt}.",
         tokens=tuple(DECODE[int(token)] for token in own),
         token_ids=own,
+        step=np.full(PLACES, 4.0),
+        apart=np.zeros(PLACES),
         natural=tried(PLACES, 0.01, accepted=True),
         steered=tried(1, 4.0, accepted=False),
     )

@@ -30,7 +30,7 @@ from tests.report.trees import (
 from steergauge.audits.finding import Finding, Verdict
 from steergauge.report import words
 from steergauge.report.access_table import power
-from steergauge.report.distance_figure import LOWEST, figures
+from steergauge.report.distance_figure import FOOT, LOWEST, STRIP, figures
 from steergauge.report.geometry import has_geometry
 from steergauge.report.grid import UNKNOWN
 from steergauge.report.headline import headline as first_of_report
@@ -196,14 +196,43 @@ def test_the_columns_are_as_wide_as_there_are_tokens_and_as_high_as_they_lie() -
     assert figure.step < level.y < marks["natural"]
 
 
-def test_a_mark_far_below_the_axis_lies_on_its_edge_and_says_where_it_is() -> None:
+def test_a_mark_far_below_the_axis_stands_in_a_strip_that_is_named() -> None:
     details = dict(made.states().details)
     tiny = {"natural_d1": 0.0, "tolerance": 1e-9}
     (figure,) = figures(details | {"positions": [details["positions"][0] | tiny]})
-    (mark,) = (mark for mark in figure.marks if mark.kind == "natural")
-    assert mark.y == figure.levels[0].y == 100.0
-    assert "natural state: 0 of the step" in mark.label
-    assert figure.ticks[0].label == words.plain(LOWEST)
+    (natural,) = (mark for mark in figure.marks if mark.kind == "natural")
+    (level,) = figure.levels
+    top, bottom = STRIP
+    # The nearer is the lower one, and neither lies on an edge.
+    assert top < level.y < natural.y < bottom
+    assert "natural state: 0 of the step" in natural.label
+    assert figure.strip == f"below {words.plain(LOWEST)} of the step"
+    # All that is on the axis stays above the strip, and fills the axis.
+    others = [mark.y for mark in figure.marks if mark is not natural]
+    heights = [y for outline in places(figure.shapes) for _, y in outline]
+    assert max([*others, *heights, *(tick.at for tick in figure.ticks)]) <= FOOT < top
+    assert min(float(tick.label) for tick in figure.ticks) > 0.1
+    page = render(FACTS, {"states": replace(made.states(), details=details | {
+        "positions": [details["positions"][0] | tiny]})})  # fmt: skip
+    assert f"{figure.strip}, in order, not to scale" in page
+
+
+def test_a_figure_with_nothing_below_its_axis_has_no_strip(pages) -> None:
+    assert {one.strip for one in figures(made.states().details)} == {""}
+    assert 'class="strip"' not in pages["whole"]
+
+
+def test_what_is_wider_than_a_phone_scrolls_in_its_own_box_and_fades_there(
+    pages,
+) -> None:
+    page = pages["whole"]
+    assert page.count('class="scroll wide"') > len(MAKERS)
+    wide = r'(?:table class="grid|div class="chart" style="min-width)'
+    boxes = re.findall(rf'<div class="([^"]*)"[^>]*>\s*<{wide}', page)
+    assert set(boxes) == {"scroll wide"}
+    sheet = page.partition("<style>")[2].partition("</style>")[0]
+    assert re.search(r"\.scroll \{ overflow-x: auto", sheet)
+    assert re.search(r"\.wide \{ animation: cut[^}]*scroll\(self x\)", sheet)
 
 
 def test_positions_without_a_step_are_in_the_table_and_in_no_figure(pages) -> None:
@@ -322,7 +351,8 @@ def test_not_found_is_never_said_without_the_power_of_each_search(pages) -> None
     assert "soft prefix found 7 of 8 (88 % [53 %, 98 %])" in after
     (sentence,) = headline({"access": made.access()})
     assert "token search 6 of 8, soft prefix 7 of 8" in sentence
-    assert "token search 6 of 8" in two_numbers(made.whole())[1].note
+    # In the lead and in the section; the tile beside the verdict has no counts.
+    assert "of 8" not in two_numbers(made.whole())[1].note
     alone = plain_text(tree(pages["unscored"]))
     assert "The power of this search was not measured." in alone
 
@@ -369,10 +399,13 @@ def test_rare_states_are_counted_and_drawn_family_by_family(pages) -> None:
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        (made.states(Verdict.REACHABLE), "one of 2048 tokens gives the steered state"),
-        (made.states(Verdict.EPSILON_CLOSE), "lie near those of tokens: of 2048"),
-        (made.states(), "none of 2048 tokens comes nearer"),
-        (made.states(Verdict.UNREACHED), "are not all reached: of 2048"),
+        (made.states(Verdict.REACHABLE), "one of 2,048 tokens gives the steered state"),
+        (made.states(Verdict.EPSILON_CLOSE), "lie near those of tokens: of all 2,048"),
+        (made.states(), "none of all 2,048 tokens comes nearer"),
+        (
+            made.states(Verdict.UNREACHED),
+            "None of the 24 steered states is reached: of",
+        ),
         (made.inversion(), "not one of 3 texts has the steered states"),
         (made.inversion(Verdict.REACHABLE), "all of 3 texts could be read off"),
         (made.access(Verdict.FOUND), "A prompt makes the unsteered model write"),
@@ -391,16 +424,17 @@ def test_the_headline_claims_nothing_of_what_could_not_be_told() -> None:
     assert headline(made.bare()) == [NOTHING]
     broken = plain_finding("plumbing", "T0", Verdict.FAIL, {})
     assert headline(made.whole() | {"plumbing": broken}) == [UNSOUND]
-    assert first_of_report(made.whole(), FACTS).startswith("The steered states are not")
+    assert first_of_report(made.whole(), FACTS).startswith("None of the 24 steered")
     assert first_of_report(made.bare(), FACTS) == NOTHING
 
 
 def test_ablation_is_called_ablation() -> None:
     details = {**made.states().details, "steering": "ablation", "read_layer": 3}
     found = replace(made.states(), details=details)
-    text = plain_text(tree(render(FACTS, {found.key: found})))
+    facts = FACTS | {"steering": "ablation"}
+    text = plain_text(tree(render(facts, {found.key: found})))
     assert "is taken out of its inner state" in text
-    assert "v was ablated after block 3." in text
+    assert "v was taken out after block 3." in text
 
 
 def test_verdicts_of_reachability_are_explained_on_its_page_and_elsewhere_if_had(

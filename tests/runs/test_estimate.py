@@ -22,8 +22,9 @@ from steergauge.runs.estimate import (
     num_test_arms,
 )
 from steergauge.runs.execute import audit
-from steergauge.runs.spec import AUDITS, PRESETS, spec_from
+from steergauge.runs.spec import AUDITS, PRESETS, REACHABILITY, spec_from
 from steergauge.runs.store import Store
+from steergauge.vector import Site, SteeringVector
 
 QWEN = "Qwen/Qwen2.5-3B-Instruct"
 LLAMA = "meta-llama/Llama-3.1-8B-Instruct"
@@ -100,7 +101,11 @@ def test_the_default_of_the_counting_believes_the_spec():
     assert bare == counted - (1 + 2 * spec.num_perpendicular)
 
 
-@pytest.mark.parametrize("changes", [{}, ALL], ids=["core", "paper"])
+# Reachability has a test of its own, on a smaller model.
+OTHERS = ALL | {"audits": tuple(name for name in AUDITS if name not in REACHABILITY)}
+
+
+@pytest.mark.parametrize("changes", [{}, OTHERS], ids=["core", "paper"])
 def test_a_run_writes_as_many_texts_as_were_forecast(changes, organism, tmp_path):
     spec = spec_from({**SMALL, **changes})
     seen = quick(spec)
@@ -128,6 +133,74 @@ def test_a_forecast_grows_with_what_it_is_of():
     assert fewer.flops == base.flops
     # A vector at a later block leaves fewer blocks to go through again.
     assert quick(spec_from({**SMALL, "layer": 4})).flops < base.flops
+
+
+REACH = {
+    "trait": "humor",
+    "audits": ("states", "inversion", "access"),
+    "alpha": 1.0,
+    "num_prompts": 60,
+    "reach_tokens": 32,
+}
+
+
+def added(model: str, **changes) -> float:
+    """FLOPs of the searches among states: of a run with them, less one without."""
+    options = REACH | {"model": model, "dtype": "bfloat16"} | changes
+    with_them = quick(spec_from(options))
+    without = quick(spec_from(options | {"audits": ("plumbing", "access")}))
+    return with_them.flops - without.flops
+
+
+def test_searches_among_states_grow_with_tokens_and_prompts_and_depth():
+    few = added(LLAMA, reach_prompts=5)
+    assert few > 0
+    assert added(LLAMA, reach_prompts=15) == pytest.approx(3 * few)
+    assert added(LLAMA, reach_prompts=5, reach_tokens=16) == pytest.approx(few / 2)
+    # There are 60 prompts: no more can be searched for.
+    most = added(LLAMA, reach_prompts=60)
+    assert added(LLAMA, reach_prompts=99) == most
+    # Twice as many blocks on the way to where states are read, of 32.
+    blocks = [
+        added(LLAMA, reach_prompts=5, layer=7, read_layer=read) for read in (7, 15, 23)
+    ]
+    assert blocks[2] - blocks[1] == pytest.approx(blocks[1] - blocks[0])
+    size = model_size(LLAMA)
+    # 5 prompts, 32 places: all of V through eight more blocks, by either audit, and a
+    # thousand candidates of natural states besides.
+    stream = 2 * (size.num_multiplied - size.d_vocab * size.d_model) / 4
+    candidates = 2 * size.d_vocab + 1024
+    assert blocks[1] - blocks[0] == pytest.approx(5 * 32 * candidates * stream)
+
+
+def test_searches_for_prompts_grow_with_what_they_may_try():
+    def cost(**changes) -> float:
+        options = REACH | {"audits": "access", "search_tokens": 4} | changes
+        return quick(spec_from(options)).flops
+
+    base, more, most = (cost(search_evaluations=n) for n in (100, 200, 400))
+    assert most - more == pytest.approx(2 * (more - base))
+    assert more > base
+    assert cost(search_evaluations=100, num_hidden=16) > base
+
+
+@pytest.mark.parametrize("audits", [*REACHABILITY, "reachability"])
+@pytest.mark.parametrize("steering", ["addition", "ablation"])
+def test_every_text_of_reachability_was_forecast(audits, steering, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    # Of 14 reference prompts one or two are examples, of 12 none.
+    num = 18 if steering == "addition" else 16
+    prompts.write_text("\n".join(f"tarenoli{chr(97 + k)}" for k in range(num)))
+    lm = tiny("llama")
+    lm.model.config.save_pretrained(tmp_path / "model")
+    v = SteeringVector(torch.arange(1.0, 1 + lm.d_model), Site(1))
+    options = SMALL | {"trait": "", "prompts": str(prompts), "audits": audits}
+    options |= {"alpha": 1.0, "num_prompts": 4, "steering": steering}
+    run = audit(lm, v, out=tmp_path / "run", **options)
+    there = spec_from(options | {"model": str(tmp_path / "model")})
+    seen = quick(there, vector=v)
+    assert seen.num_generations == len(run.store.generations())
+    assert seen.num_test_arms == 2
 
 
 def test_seconds_are_work_over_speed():

@@ -1,6 +1,7 @@
 """A spec survives its TOML, and no impossible run can be specified."""
 
 import dataclasses
+import inspect
 import math
 import tomllib
 
@@ -9,10 +10,12 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steergauge import cli
 from steergauge.errors import BadSpec
 from steergauge.runs.spec import (
     AUDITS,
     CORE,
+    FILE_ONLY,
     GEOMETRY,
     GROUPS,
     PAPER_TRAITS,
@@ -212,6 +215,45 @@ def test_an_impossible_value_is_refused_with_its_key(key):
             Spec(**{key: value})
 
 
+COUNTS = {
+    field.name
+    for field in dataclasses.fields(Spec)
+    if field.type is int and field.name != "seed"
+}
+
+
+@pytest.mark.parametrize("key", sorted(COUNTS))
+def test_a_count_that_is_too_small_is_refused_with_its_option_and_what_to_do(key):
+    with pytest.raises(BadSpec) as caught:
+        Spec(**{key: 0})
+    option = f"--{key.replace('_', '-')}"
+    has_one = key in inspect.signature(cli.audit).parameters
+    assert has_one == (key not in FILE_ONLY)
+    found, remedy = caught.value.found, caught.value.remedy
+    least = found.removesuffix(".").rpartition("at least ")[2]
+    assert int(least) > 0
+    assert found.startswith(f"{key} ({option}) is 0" if has_one else f"{key} is 0")
+    assert remedy.endswith(f", at least {least}.")
+    assert (option in remedy) == has_one
+    assert ("run file" in remedy) != has_one
+
+
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"steering": "rotation"}, "--steering"),
+        ({"read_layer": 3}, "--read-layer"),
+        ({"reach_prompts": 1}, "--reach-prompts"),
+        ({"search_evaluations": 7}, "--search-evaluations"),
+    ],
+)
+def test_what_an_option_of_reachability_asks_wrongly_is_refused_by_its_name(
+    changes, option
+):
+    with pytest.raises(BadSpec, match=option):
+        spec_from(changes)
+
+
 def test_the_smallest_possible_run_can_be_specified():
     spec = Spec(
         num_pairs=2,
@@ -332,6 +374,22 @@ def test_a_name_that_is_neither_an_audit_nor_a_group_is_refused(named):
         spec_from({}, audits=named)
     for name in GROUPS:
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "near"),
+    [
+        ("geometri", "Did you mean geometry? "),
+        ("core,Reachable", "Did you mean reachability? "),
+        ("acces,desity", "Did you mean access and density? "),
+        ("access,xyzzy", ""),
+    ],
+)
+def test_the_nearest_name_is_suggested_before_all_of_them(named, near):
+    with pytest.raises(BadSpec) as caught:
+        spec_from({}, audits=named)
+    names = ", ".join((*AUDITS, *GROUPS))
+    assert caught.value.remedy == f"{near}Choose from {names}."
 
 
 @pytest.mark.parametrize(

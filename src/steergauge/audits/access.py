@@ -6,10 +6,14 @@ reach the model, held to the steered texts of held-out prompts ::
 
     K(v || row)  nats a text        relative = K(v || row) / K(v || unsteered)
 
-FOUND says that the best prompt leaves no more than a threshold of it, and is said even
-of a search that finds nothing else: there it is. The opposite is never said. A search
-that ends empty-handed is NOT FOUND AT BUDGET, next to how often the same search found
-a prompt that was hidden from it; one that finds none of those is UNINFORMATIVE.
+FOUND says that the best prompt leaves no more than a threshold of it, over as many
+tokens as the texts are compared by, and is said even of a search that finds nothing
+else: there it is. The opposite is never said. A search that ends empty-handed is NOT
+FOUND AT BUDGET, next to how often the same search found a prompt that was hidden from
+it. That is its power for prompts like those, pieces of real text; one for v may be
+easier or harder to find. Where not even the best search among texts has a power of 5 %
+by the lower end of its interval, as 2 of 8 have and 1 of 8 has not, nothing is said:
+UNINFORMATIVE.
 
 The interval of `relative` takes the far end of both means, and that of the best of m
 prompts is widened for having been chosen among m (Bonferroni).
@@ -28,6 +32,10 @@ from steergauge.statistics import Estimate, estimate, two_way_bootstrap, wilson
 
 FLOOR_FACTOR = 10
 """How many times the precision floor a KL is that can be divided by."""
+
+LEAST_POWER = 0.05
+"""Lower end of Wilson's interval of the power of the best search among texts, below
+which its finding nothing says nothing: 1 of 8 may be luck, 2 of 8 have 7 %."""
 
 MINIMUM_TEXTS = 2
 """Held-out texts without which no interval has a width."""
@@ -133,6 +141,7 @@ def access(
     seen = _searched(rows, seed)
     methods = [_method(power, rows, floor) for power in powers]
     verdict, reasons = _judge(seen, methods, floor, threshold, budget)
+    reasons += _hidden(seen, powers, floor) if methods else []
     base = next((_known(row.scores) for row in rows if row.access == "none"), None)
     effect = seen.effect.value
     table = [_line(row, base, effect, sign=sign, seed=seed) for row in rows]
@@ -142,7 +151,7 @@ def access(
         code="T18",
         subject="",
         claim=f"There is a prompt that leaves at most {threshold:.0%} of the KL "
-        "between the steered texts and the unsteered model.",
+        f"between the steered texts and the unsteered model{_span(budget)}.",
         quantity="K(v || best prompt) / K(v || unsteered) on held-out texts",
         estimate=seen.relative,
         null="1, as of no prompt",
@@ -197,7 +206,7 @@ def _judge(
     if seen.relative.high <= threshold:
         return Verdict.FOUND, [
             f"{best}, within the threshold of {threshold:.0%}: what the steered model "
-            "writes, this prompt makes the model write."
+            f"writes, this prompt makes the model write{_span(budget)}."
         ]
     if seen.relative.value <= threshold:
         return Verdict.INCONCLUSIVE, [
@@ -205,10 +214,11 @@ def _judge(
             f"{seen.num_texts} texts is not."
         ]
     power = "; ".join(map(_power, methods)) or "no power was measured"
-    if not any(one["found"] for one in methods if one["writes_text"]):
+    texts = [one["power"] for one in methods if one["writes_text"]]
+    if max((one["low"] for one in texts if one), default=0.0) < LEAST_POWER:
         return Verdict.UNINFORMATIVE, [
-            f"No search for a prompt found any that was hidden from it ({power}), so "
-            "that it finds none here says nothing.",
+            f"Of prompts that were hidden from it, no search surely finds as many as "
+            f"{LEAST_POWER:.0%} ({power}), so that it finds none here says nothing.",
             f"{best}; the threshold is {threshold:.0%}.",
         ]
     spent = ", ".join(f"{name.replace('_', ' ')} {x}" for name, x in budget.items())
@@ -238,6 +248,26 @@ def _nothing(seen: _Search, floor: float, threshold: float) -> str:
             "prompt could be told to be that near."
         )
     return "" if seen.best is not None else "No prompt was tried."
+
+
+def _span(budget: Mapping[str, Any]) -> str:
+    """How much of a text is compared, where the budget says it."""
+    num = budget.get("response_tokens")
+    return "" if num is None else f", over the first {num} tokens of a text"
+
+
+def _hidden(seen: _Search, powers: Sequence[Power], floor: float) -> list[str]:
+    """How much there was to find, and what the power is the power for."""
+    effects = [power.effect[power.visible(floor)] for power in powers]
+    nats = np.concatenate(effects)
+    if not nats.size:
+        return []
+    return [
+        f"The hidden prompts change the texts by {np.median(nats):.2g} nats (median; "
+        f"{nats.min():.2g} to {nats.max():.2g}), steering by {seen.effect.value:.2g}. "
+        "The power is that for prompts like them, pieces of real text; one that does "
+        "what steering does may be easier or harder to find."
+    ]
 
 
 def _power(method: Mapping[str, Any]) -> str:
@@ -272,7 +302,7 @@ def _controls(methods: Sequence[Mapping[str, Any]]) -> tuple[Control, ...]:
     return tuple(
         Control(
             one["name"],
-            f"{one['label']} finds prompts that were hidden from it",
+            f"{one['label']} finds at least one of the hidden prompts",
             None if one["power"] is None else Estimate(**one["power"]),
             "",
             one["found"] > 0,
@@ -341,13 +371,22 @@ def _two_numbers(details: Mapping[str, Any]) -> list[str]:
 
 
 def _soft(details: Mapping[str, Any], threshold: float) -> list[str]:
-    """What embeddings that are no token's do, which no text box takes."""
+    """What was reached with embeddings that are no token's, which no text box takes."""
+    left = details["black_box"]["relative"]
+    found = left is not None and left <= threshold
     for one in details["rows"]:
         if one["name"] == details["best_soft"] and one["relative"] is not None:
-            within = "is" if one["relative"] <= threshold else "is not either"
+            within = {
+                (True, True): "within the threshold as well",
+                (True, False): "not within the threshold, though the best prompt is",
+                (False, True): "within the threshold",
+                (False, False): "not within the threshold either",
+            }[found, one["relative"] <= threshold]
             return [
-                f"Embeddings of no tokens ({one['label']}) leave {one['relative']:.1%} "
-                f"on average, which {within} within the threshold; no text has them."
+                "What gradient descent over embeddings reached "
+                f"({one['label']}) leaves {one['relative']:.1%} on average, which is "
+                f"{within}. No text has these embeddings, and others may do more: it "
+                "bounds nothing."
             ]
     return []
 

@@ -13,11 +13,17 @@ epsilon is what two compute paths of one natural state may differ by. A step of 
 than twice that could be accepted as the token it started from, and is no step. Two
 tokens within epsilon of each other have one state, a collision; whatever is found there
 is found for both.
+
+Where epsilon is at least half the distance to the next token, a position is
+unresolvable. A token accepted there could be another and is not counted; a state that
+is within epsilon of no token is missed whichever is meant, and is counted. That goes
+one way, towards UNREACHED, and so half of all positions have to be resolvable.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,6 +37,15 @@ CLOSE = 0.5
 
 LEVEL = 0.05
 """Of v's rank among random steps of the same length."""
+
+FLOORS_TO_SEE = 10
+"""How many times the precision floor a KL is that the output can be said to see."""
+
+PUBLISHED_TOLERANCE = 1e-5
+"""Distance below which the code of arXiv 2604.09839 calls a state found."""
+
+PUBLISHED_MARGIN = 0.1
+"""d_1 / d_2 below which its text does: an order of magnitude."""
 
 KNOWN = ("natural", "constructed", "v")
 """Targets of which there is one each; those of other families are numbered."""
@@ -127,7 +142,10 @@ class Seen:
 
     @property
     def judged(self) -> Mask:
-        """Steered positions, less those accepted where that could be any token."""
+        """Steered positions, less those accepted where that could be any token.
+
+        Of unresolvable positions the missed ones stay: see the head of this file.
+        """
         return self.stepped & (self.resolvable | ~self.accepted)
 
     @property
@@ -302,3 +320,78 @@ def middle(numbers: np.ndarray) -> float | None:
     """The median of what is known; None if nothing is."""
     known = numbers[np.isfinite(numbers)]
     return float(np.median(known)) if known.size else None
+
+
+def record(seen: Seen, decode: Mapping[int, str], floor: float) -> Record:
+    """All that was seen of v and of what it is held to, for the record."""
+    verdicts = seen.verdicts
+    margins = ratios(seen.whole.d1, seen.whole.d2)
+    v, natural = seen.columns["v"][0], seen.columns["natural"][0]
+    stepped, every = seen.stepped, np.ones_like(seen.stepped)
+    return {
+        "shares": {
+            str(name): verdicts.count(name) / len(verdicts)
+            for name in dict.fromkeys(verdicts)
+        },
+        "margin": middle(margins[stepped, v]),
+        "shorter": middle(seen.one("shorter", "v")[stepped]),
+        "cosine": middle(seen.one("cosine", "v")[stepped]),
+        "by_target": [family(seen, name) for name in seen.columns],
+        "kl": nats(seen, floor),
+        "collisions": [list(pair) for pair in collisions(seen, decode)],
+        "num_positions": len(verdicts),
+        "num_resolvable": int(seen.resolvable.sum()),
+        "num_steps": int(stepped.sum()),
+        "num_judged": int(seen.judged.sum()),
+        "tolerance": rounding(seen),
+        "published_tolerance": {
+            "tolerance": PUBLISHED_TOLERANCE,
+            "natural": _below(seen.whole.d1[every, natural], PUBLISHED_TOLERANCE),
+            "v": _below(seen.whole.d1[stepped, v], PUBLISHED_TOLERANCE),
+        },
+        "order_of_magnitude": {
+            "natural": _below(margins[every, natural], PUBLISHED_MARGIN),
+            "v": _below(margins[stepped, v], PUBLISHED_MARGIN),
+        },
+        "positions": [
+            position(seen, i, verdicts[i], decode) for i in range(len(every))
+        ],
+    }
+
+
+def collisions(seen: Seen, decode: Mapping[int, str]) -> list[tuple[str, str]]:
+    """Pairs of tokens that have one state, of which one is a prompt's own."""
+    found = set()
+    own = [seen.one(name, "natural") for name in ("first", "second")]
+    for i in np.flatnonzero(seen.collision):
+        twins = sorted({int(seen.whole.token_ids[i]), *(int(x[i]) for x in own)})
+        found |= {(one, other) for one, other in pairwise(twins)}
+    return [(decode[one], decode[other]) for one, other in sorted(found)]
+
+
+def nats(seen: Seen, floor: float) -> dict[str, float | None]:
+    """Median KL of steering on the next token, the least there is, and their ratio."""
+    none, least = seen.whole.kl_none[seen.stepped], seen.whole.kl_least[seen.stepped]
+    # Of a KL that rounding may have made, no share says anything.
+    felt = none > FLOORS_TO_SEE * floor
+    left = middle(ratios(least[felt], none[felt]))
+    return {"none": middle(none), "least": middle(least), "share": left}
+
+
+def rounding(seen: Seen) -> dict[str, float | None]:
+    """Medians at judged positions: epsilon over ||h||, and d_1 over epsilon.
+
+    Of a state that is accepted they say what decided: rounding, if v's is about as near
+    as natural states come back, or the width of the tolerance.
+    """
+    whole, judged = seen.whole, seen.judged
+    shares = {
+        "of_norm": ratios(whole.tolerance, whole.norm),
+        "v": ratios(seen.one("d1", "v"), whole.tolerance),
+        "natural": ratios(seen.one("d1", "natural"), whole.tolerance),
+    }
+    return {name: middle(values[judged]) for name, values in shares.items()}
+
+
+def _below(numbers: np.ndarray, bound: float) -> float | None:
+    return float((numbers < bound).mean()) if numbers.size else None

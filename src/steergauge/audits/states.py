@@ -17,13 +17,22 @@ than its origin, however short. So a distance says nothing alone; what it is hel
 - random steps of the same length. v ranks below all but 5 % of them or it does not.
 
 =================  ====================================================================
-REACHABLE          d_1 <= epsilon at every position that is steered
-EPSILON-CLOSE      the median eta is below 1/2, ranks below 95 % of the random steps',
-                   and at more than half of the positions so does d_1
+REACHABLE          d_1 <= epsilon at every judged position
+INCONCLUSIVE       the same, of less than half of all positions or of fewer than four
+                   prompts
+EPSILON-CLOSE      the median eta is below 1/2 (its 95 % interval, which takes six
+                   prompts), ranks below 95 % of the random steps', and at more than
+                   half of the positions so does d_1
 ORIGIN-NEAREST     at most positions nothing is nearer than the prompt's own token, and
                    eta is 1: unreached
 UNREACHED          anything else
 =================  ====================================================================
+
+Judged are the positions that steering moves by more than 2 epsilon, but not those where
+a token was accepted and epsilon is at least half the distance from the prompt's own
+token to the next: it could be another. Such unresolvable positions do count where no
+token was accepted. That goes one way, towards UNREACHED, and so nothing is said
+(UNINFORMATIVE) unless half of all positions are resolvable.
 
 Intervals are over prompts: the positions of one prompt share its tokens.
 """
@@ -31,40 +40,42 @@ Intervals are over prompts: the positions of one prompt share its tokens.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from steergauge.audits.finding import Control, Finding, Verdict
 from steergauge.audits.positions import (
     CLOSE,
+    FLOORS_TO_SEE,
     LEVEL,
     Mask,
     Searched,
     Seen,
-    family,
+    collisions,
     joined,
-    middle,
-    position,
-    ratios,
+    nats,
+    record,
+    rounding,
 )
-from steergauge.statistics import Estimate, median, share
+from steergauge.statistics import Estimate, median, share, wilson
+
+HALF = 0.5
+"""Share of all positions that has to be resolvable; and judged, for REACHABLE."""
+
+FEWEST = 4
+"""Prompts that REACHABLE takes: then it holds for half of those like them at least."""
+
+CONFIDENCE = 0.95
+"""Coverage of the interval that EPSILON-CLOSE takes."""
 
 LEAST_NATURAL = 0.99
 """Share of natural states that have to be found for the rest to mean anything."""
 
-FLOORS_TO_SEE = 10
-"""How many times the precision floor a KL is that the output can be said to see."""
+REACHED = (Verdict.REACHABLE, Verdict.INCONCLUSIVE)
+"""Every judged state is some token's; what differs is how many were judged."""
 
 SHOWN = 5
 """Collisions that a reason names; the details have all."""
-
-PUBLISHED_TOLERANCE = 1e-5
-"""Distance below which the code of arXiv 2604.09839 calls a state found."""
-
-PUBLISHED_MARGIN = 0.1
-"""d_1 / d_2 below which its text does: an order of magnitude."""
 
 
 def states(
@@ -90,7 +101,9 @@ def states(
         decode: the text of every token that occurs.
         d_vocab: how many tokens were searched.
         num_kl: candidates at least that the smallest KL is over.
-        floor_kl: nats by which two compute paths of one text differ.
+        floor_kl: nats by which two compute paths of one whole text differ. Of one
+            token it is less, so that a KL of one that is called seen is more than
+            rounding; one that is not may be so too.
         edges: of the histograms, in lengths of the step.
         steering: `addition` or `ablation`.
         read_layer: after which block the states were read.
@@ -145,7 +158,7 @@ def states(
             "edges": [float(edge) for edge in edges],
             "nearest_is_original": None if nearest is None else asdict(nearest),
             "eta": None if eta is None else asdict(eta),
-            **_details(seen, decode, floor_kl),
+            **record(seen, decode, floor_kl),
             "prompts": [one.prompt for one in searched],
         },
     )
@@ -154,10 +167,12 @@ def states(
 def _preconditions(seen: Seen) -> list[str]:
     """Why nothing may be said of v, whatever it shows; empty if something may be."""
     num, clear = len(seen.prompt), seen.resolvable
-    if not clear.any():
+    if clear.mean() < HALF:
         return [
-            f"At none of {num} positions is the tolerance below half the distance from "
-            "the prompt's own token to the next: noise alone could change the answer."
+            f"At only {clear.sum()} of {num} positions is the tolerance below half the "
+            f"distance from the prompt's own token to the next, and {HALF:.0%} have to "
+            "be: elsewhere noise alone could change the answer, and what is accepted "
+            "there is not counted while what is missed is."
         ]
     found = {name: mask[clear] for name, mask in _controlled(seen).items()}
     if found["natural"].mean() < LEAST_NATURAL:
@@ -210,9 +225,8 @@ def _controls(seen: Seen) -> tuple[Control, ...]:
 def _verdict(seen: Seen, eta: Estimate, nearest: Estimate) -> Verdict:
     judged = seen.judged
     if seen.accepted[judged].all():
-        return Verdict.REACHABLE
-    often = seen.close[judged].mean() > 0.5
-    if eta.high < CLOSE and often and seen.rank <= LEVEL:
+        return Verdict.INCONCLUSIVE if _thin(seen) else Verdict.REACHABLE
+    if _near(seen, eta) and eta.level >= CONFIDENCE:
         return Verdict.EPSILON_CLOSE
     noise = seen.whole.tolerance / seen.one("length", "v").clip(
         min=np.finfo(float).tiny
@@ -223,6 +237,18 @@ def _verdict(seen: Seen, eta: Estimate, nearest: Estimate) -> Verdict:
     return Verdict.UNREACHED
 
 
+def _thin(seen: Seen) -> bool:
+    """Whether too little is judged for REACHABLE to be said of it."""
+    prompts = len(np.unique(seen.prompt[seen.judged]))
+    return bool(seen.judged.mean() < HALF) or prompts < FEWEST
+
+
+def _near(seen: Seen, eta: Estimate) -> bool:
+    """Whether v's ends are near to tokens' states as far as these prompts go."""
+    often = seen.close[seen.judged].mean() > 0.5
+    return bool(eta.high < CLOSE and often and seen.rank <= LEVEL)
+
+
 def _reasons(
     seen: Seen, verdict: Verdict, eta: Estimate, nearest: Estimate, d_vocab: int
 ) -> list[str]:
@@ -230,10 +256,12 @@ def _reasons(
     num = f"{seen.judged.sum()} positions that steering moves"
     of_v = f"{eta.value:.3g} [{eta.low:.3g}, {eta.high:.3g}]"
     at_origin = f"{nearest.value:.0%} [{nearest.low:.0%}, {nearest.high:.0%}]"
-    if verdict is Verdict.REACHABLE:
+    if verdict in REACHED:
         return [
             f"At each of the {num}, another token makes the state, to within what two "
-            "compute paths of one state differ by."
+            "compute paths of one state differ by.",
+            *_rounded(seen),
+            _borne_out(seen),
         ]
     if verdict is Verdict.EPSILON_CLOSE:
         return [
@@ -254,12 +282,46 @@ def _reasons(
         f"nearest token's state is at {of_v} of the step, and that token is the "
         f"prompt's own at {at_origin} of them."
     ]
+    if _near(seen, eta):
+        reasons.append(
+            "They look close to natural states, but so few prompts do not bear it out: "
+            f"the interval covers {eta.level:.1%}, and {CONFIDENCE:.0%} takes six."
+        )
     if nearest.value > 0.5 >= nearest.low:
         reasons.append(
             "So few prompts do not bear out that it mostly is: that interval, which is "
             "over prompts, reaches one half."
         )
     return reasons
+
+
+def _rounded(seen: Seen) -> list[str]:
+    """Whether rounding decided that a state is reached, or a wide tolerance."""
+    of_norm, v, natural = (rounding(seen)[k] for k in ("of_norm", "v", "natural"))
+    if of_norm is None or v is None or natural is None:
+        return []
+    return [
+        f"The tolerance is {of_norm:.2g} of a state's length, and the nearest token's "
+        f"state is at {v:.2g} of the tolerance; natural states, which only rounding "
+        f"sets apart, come back at {natural:.2g} of it (medians)."
+    ]
+
+
+def _borne_out(seen: Seen) -> str:
+    """How much of the run, and of prompts like these, a reached state speaks for."""
+    num = len(np.unique(seen.prompt[seen.judged]))
+    least = wilson(num, num).low
+    of_all = f"{seen.judged.sum()} of {len(seen.prompt)} positions"
+    told = (
+        f"They are {of_all}, in {num} of {len(np.unique(seen.prompt))} prompts; of "
+        f"prompts like these {num}, the same holds for {least:.0%} at least (95 %)."
+    )
+    if not _thin(seen):
+        return told
+    return (
+        f"{told} That is too little to call v's states reachable, which takes "
+        f"{HALF:.0%} of all positions and {FEWEST} prompts."
+    )
 
 
 def _random(seen: Seen) -> list[str]:
@@ -283,20 +345,21 @@ def _random(seen: Seen) -> list[str]:
 
 def _output(seen: Seen, verdict: Verdict, floor: float, num_kl: int) -> list[str]:
     """What the next token's distribution says of the same two states."""
-    if verdict is Verdict.REACHABLE:
+    if verdict in REACHED:
         return []
-    nats = _kl(seen, floor)
-    if nats["none"] is not None and nats["none"] <= FLOORS_TO_SEE * floor:
+    kl = nats(seen, floor)
+    if kl["none"] is not None and kl["none"] <= FLOORS_TO_SEE * floor:
         return [
             f"The output cannot tell the steered state from the natural one (KL "
-            f"{nats['none']:.2g} nats at the median position, precision floor "
-            f"{floor:.2g}): that a state is unreached says nothing of behaviour."
+            f"{kl['none']:.2g} nats at the median position; the precision floor is "
+            f"{floor:.2g}, of a whole text, which for one token is conservative): that "
+            "a state is unreached says nothing of behaviour."
         ]
-    if nats["share"] is None:
+    if kl["share"] is None:
         return []
     return [
         f"In output, the best of at least {num_kl:,} next tokens leaves "
-        f"{nats['share']:.0%} of the KL of steering ({nats['none']:.2g} nats at the "
+        f"{kl['share']:.0%} of the KL of steering ({kl['none']:.2g} nats at the "
         "median position)."
     ]
 
@@ -305,7 +368,7 @@ def _scope(seen: Seen, verdict: Verdict, decode: Mapping[int, str]) -> list[str]
     """Which positions the verdict leaves out, and which texts the search did."""
     num, still = len(seen.prompt), int((~seen.stepped).sum())
     noisy = int((~seen.resolvable & ~seen.collision).sum())
-    twins = [f"{one!r} and {other!r}" for one, other in _collisions(seen, decode)]
+    twins = [f"{one!r} and {other!r}" for one, other in collisions(seen, decode)]
     reasons = []
     if still:
         reasons.append(
@@ -318,66 +381,12 @@ def _scope(seen: Seen, verdict: Verdict, decode: Mapping[int, str]) -> list[str]
     if noisy:
         reasons.append(
             f"At {noisy} of {num} positions the tolerance is more than half the "
-            "distance between tokens; a token accepted there is not counted."
+            "distance between tokens; a token accepted there is not counted, and a "
+            "state that is missed there is."
         )
-    if verdict is not Verdict.REACHABLE:
+    if verdict not in REACHED:
         reasons.append(
             "All next tokens were tried after the prompt's own beginning; what other "
             "beginnings make was not."
         )
     return reasons
-
-
-def _collisions(seen: Seen, decode: Mapping[int, str]) -> list[tuple[str, str]]:
-    found = set()
-    own = [seen.one(name, "natural") for name in ("first", "second")]
-    for i in np.flatnonzero(seen.collision):
-        twins = sorted({int(seen.whole.token_ids[i]), *(int(x[i]) for x in own)})
-        found |= {(one, other) for one, other in pairwise(twins)}
-    return [(decode[one], decode[other]) for one, other in sorted(found)]
-
-
-def _details(seen: Seen, decode: Mapping[int, str], floor: float) -> dict[str, Any]:
-    verdicts = seen.verdicts
-    margins = ratios(seen.whole.d1, seen.whole.d2)
-    v, natural = seen.columns["v"][0], seen.columns["natural"][0]
-    stepped, every = seen.stepped, np.ones_like(seen.stepped)
-    return {
-        "shares": {
-            str(name): verdicts.count(name) / len(verdicts)
-            for name in dict.fromkeys(verdicts)
-        },
-        "margin": middle(margins[stepped, v]),
-        "shorter": middle(seen.one("shorter", "v")[stepped]),
-        "cosine": middle(seen.one("cosine", "v")[stepped]),
-        "by_target": [family(seen, name) for name in seen.columns],
-        "kl": _kl(seen, floor),
-        "collisions": [list(pair) for pair in _collisions(seen, decode)],
-        "num_positions": len(verdicts),
-        "num_resolvable": int(seen.resolvable.sum()),
-        "num_steps": int(stepped.sum()),
-        "published_tolerance": {
-            "tolerance": PUBLISHED_TOLERANCE,
-            "natural": _below(seen.whole.d1[every, natural], PUBLISHED_TOLERANCE),
-            "v": _below(seen.whole.d1[stepped, v], PUBLISHED_TOLERANCE),
-        },
-        "order_of_magnitude": {
-            "natural": _below(margins[every, natural], PUBLISHED_MARGIN),
-            "v": _below(margins[stepped, v], PUBLISHED_MARGIN),
-        },
-        "positions": [
-            position(seen, i, verdicts[i], decode) for i in range(len(every))
-        ],
-    }
-
-
-def _kl(seen: Seen, floor: float) -> dict[str, float | None]:
-    none, least = seen.whole.kl_none[seen.stepped], seen.whole.kl_least[seen.stepped]
-    # Of a KL that rounding may have made, no share says anything.
-    felt = none > FLOORS_TO_SEE * floor
-    left = middle(ratios(least[felt], none[felt]))
-    return {"none": middle(none), "least": middle(least), "share": left}
-
-
-def _below(numbers: np.ndarray, bound: float) -> float | None:
-    return float((numbers < bound).mean()) if numbers.size else None

@@ -192,8 +192,9 @@ def _unreached(runs: Sequence[Run]) -> Statement:
         "After the first position, the nearest steered distance of a run is "
         f"{span(ratio, '.1f')} times its furthest natural one. Where this is above 1 "
         "no tolerance is needed to tell them apart: among the single next tokens after "
-        "this prefix there is none that makes the steered state.",
+        "the prefix that was searched from there is none that makes the steered state.",
         "min d_1(steered) / max d_1(natural), positions above 0",
+        assumes="steered states are computed as exactly as natural ones",
     )
 
 

@@ -82,6 +82,7 @@ class Step:
         second: distance of the next nearest; nan unless every token was tried.
         tolerance: the radius here.
         tested: how many tokens were tried.
+        other: distance of the next nearest of those that were tried.
     """
 
     place: int
@@ -91,6 +92,7 @@ class Step:
     second: float
     tolerance: float
     tested: int
+    other: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +184,15 @@ def _step(
         if first <= radius and not exhaustive:
             break
     known = tested == d_vocab and math.isfinite(second)
-    accepted = first <= radius
     return Step(
-        place, token, accepted, first, second if known else math.nan, radius, tested
+        place=place,
+        token=token,
+        accepted=first <= radius,
+        distance=first,
+        second=second if known else math.nan,
+        tolerance=radius,
+        tested=tested,
+        other=second,
     )
 
 

@@ -31,6 +31,7 @@ def many_shot(
     *,
     counts: Sequence[int] = COUNTS,
     room: int = 0,
+    texts: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> list[Shots]:
     """The first N examples as a prompt: for N = 0 and each of `counts` that fits.
@@ -44,13 +45,16 @@ def many_shot(
             among them has its answer in the prompt, and is too easy to judge by.
         counts: numbers of examples; those that there are not are left out.
         room: tokens to keep free after the longest user text; at least the longest
-            response of the target is. More where longer texts are to follow.
+            response of the target is.
+        texts: user texts beside the target's that the prompt is to stand in front of,
+            such as those that it is judged by; it fits only if these fit as well.
         progress: called with 1 after each evaluation.
     """
-    found = []
+    found, whole = [], [*texts, *(shown.text for shown in target.texts)]
+    after = max(room, *(len(shown.response_ids) for shown in target.texts))
     for num in sorted({0, *counts}):
         prompt = "".join(f"{x} {y}{JOINT}" for x, y in examples[:num])
-        if num > len(examples) or not _fits(lm, target, prompt, room):
+        if num > len(examples) or not _fits(lm, prompt, whole, after, target.chat):
             break
         found.append(Shots(num, prompt, float(loss(lm, target, prompt).mean())))
         if progress:
@@ -63,18 +67,16 @@ def best(shots: Sequence[Shots]) -> Shots:
     return min(shots, key=lambda one: (one.loss, one.num))
 
 
-def _fits(lm: LanguageModel, target: Target, prompt: str, room: int) -> bool:
-    """Whether every row stays within the context, with room for a response."""
+def _fits(
+    lm: LanguageModel, prompt: str, texts: Sequence[str], after: int, chat: bool | None
+) -> bool:
+    """Whether every row stays within the context, with `after` tokens behind it."""
     context = context_length(lm)
     if context is None or not prompt:
         return True
     # Line by line first: tokenizers complain of texts that are far too long.
     lines = lm.tokenizer(prompt.splitlines(), add_special_tokens=False)["input_ids"]
-    after = max(room, *(len(shown.response_ids) for shown in target.texts))
     if sum(len(ids) for ids in lines) + after > context:
         return False
-    rows = [
-        encode(lm, Text(prompt + shown.text), chat=target.chat)[0]
-        for shown in target.texts
-    ]
+    rows = (encode(lm, Text(prompt + text), chat=chat)[0] for text in texts)
     return max(len(row) for row in rows) + after <= context

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from steergauge.errors import InputError
-from steergauge.reachability.candidates import Prefix, every_token
+from steergauge.reachability.candidates import Prefix, every_token, rounded
 from steergauge.readout import kl_from
 
 PER_DOUBLING = 6
@@ -40,10 +40,6 @@ in the first or the last bin."""
 SHORTLISTED = 4
 """Tokens of a batch whose distances are taken anew: two could be the nearest, and
 rounding could put another one or two before them."""
-
-ROUNDING_ULPS = 8
-"""A swap of so many units in the last place of the state's norm is none: the token's
-state is the prompt's own, and its direction is that of rounding."""
 
 LOGITS_AT_ONCE = 2**22
 """Entries of a batch of logits: 32 MB in float64."""
@@ -96,8 +92,9 @@ def nearest(
         progress: called with the number of tokens looked at since the last call.
     """
     own = prefix.states(torch.tensor([token]))[0]
-    still = ROUNDING_ULPS * torch.finfo(own.dtype).eps * float(_norm(own.double()))
+    share = rounded(own.dtype, layer=prefix.layer)
     own = own.double()
+    still = share * float(_norm(own))
     frame = _Frame(targets.to(own), own, origin.to(own), token=token, still=still)
     seen = _nothing(frame)
     for ids, states in every_token(prefix):
@@ -109,7 +106,11 @@ def nearest(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Frame:
-    """What every token is compared with; a swap up to `still` is rounding."""
+    """What every token is compared with.
+
+    A swap up to `still` is none: it may be one state, computed twice, and then its
+    direction is that of rounding.
+    """
 
     targets: Float[Tensor, "targets d_model"]
     own: Float[Tensor, " d_model"]

@@ -1,11 +1,13 @@
-"""Input embeddings that no token has, in a prompt's places: what is in reach at all.
+"""Input embeddings that no token has, in a prompt's places, by gradient descent.
 
-A soft prefix of m embeddings can do whatever m tokens can, since tokens are some of
-the embeddings, and far more: it needs the model's weights, as steering does. So its
-loss is about the least that a prompt of m tokens could have, and a small one says
-nothing about prompts. It is found by Adam, in the places where a prompt's tokens would
-be, and started from embeddings of tokens (arXiv 2101.00190; its nearest tokens, as in
-arXiv 2604.09839, appendix F: `projected`).
+Among m embeddings are those of any m tokens, and many that no text has: a soft prefix
+needs the model's weights, as steering does. Adam looks for one in the places where a
+prompt's tokens would be, from embeddings of tokens on (arXiv 2101.00190; its nearest
+tokens, as in arXiv 2604.09839, appendix F: `projected`).
+
+What it reaches is there to be had once tokens are relaxed to embeddings, and more may
+be. It is a local optimum on the few texts that it is fitted to, and no bound on what
+prompts do: on other texts it may leave more than the tokens that it began with.
 """
 
 import math
@@ -92,7 +94,8 @@ def soft(
         evaluations: budget; a step costs three, and one step is made at least.
         seed: of the tokens to start from, where `start` does not name them.
         start: `length` tokens to start from, such as those that a search has found;
-            the result is then no worse than they are.
+            the result is then no worse than they are on the target's own texts. Of
+            others nothing is promised.
         progress: called with the evaluations since the last call.
 
     Raises:

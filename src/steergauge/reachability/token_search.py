@@ -16,7 +16,9 @@ texts, a pass of a quarter of them is a quarter, a gradient is three. What a sea
 reports of its prompt comes from the prompt's text, encoded afresh.
 
 Not finding a prompt proves nothing: `hidden_prompts` are known to exist, and how many
-of these the same search finds is its power.
+of these the same search finds is its power. So nothing that a search starts from may
+come from texts like those that prompts are hidden in: it starts from random tokens,
+from what the model writes itself, and from what it is given.
 """
 
 import itertools
@@ -66,9 +68,8 @@ PER_PLACE, SHARPNESS = 32, 1.0
 """Of the most promising tokens of each place, changes are drawn by
 exp(SHARPNESS x promised gain / standard deviation of it)."""
 
-OWN_STARTS, USER_STARTS = 4, 4
-"""Starts that the model writes itself where a user's text would be, and that are
-beginnings of the target's user texts: what belongs there changes little."""
+OWN_STARTS = 4
+"""Starts that the model writes itself where a user's text would be."""
 
 DRAWS = 50
 """For each prompt that is wanted, before fewer have to do."""
@@ -114,7 +115,7 @@ def search(
         evaluations: budget: passes of all texts of the target.
         seed: of all draws.
         starts: texts whose first `length` tokens are tried, such as a many-shot
-            prompt; so are users' texts, the model's own, and random tokens.
+            prompt; so are the model's own, and random tokens.
         progress: called with the evaluations since the last call.
 
     Raises:
@@ -166,45 +167,54 @@ def hidden_prompts(
     lm: LanguageModel,
     texts: Sequence[str],
     *,
-    length: int,
+    lengths: Sequence[int],
     num: int,
+    least: int | None = None,
     seed: int = 0,
     chat: bool | None = None,
 ) -> list[str]:
-    """`num` different pieces of `length` tokens of real text, the joint at their ends.
+    """`num` different pieces of real text, the joint at their ends.
 
-    Pieces begin anywhere in a text, and read back. What they do to a response has to
-    be measured: a hidden prompt without an effect tells nothing of a search.
+    Pieces begin anywhere in a text, and read back; they are of `lengths` tokens in
+    turn, as far as texts are long enough. What they do to a response has to be
+    measured: a hidden prompt without an effect tells nothing of a search.
 
     Args:
         lm: the model.
         texts: real ones, of any kind.
-        length: tokens of a piece; the joint comes on top.
+        lengths: tokens of a piece; the joint comes on top.
         num: how many.
+        least: how few will do where there are no more; None means `num`.
         seed: of the draw.
         chat: as in the targets.
 
     Raises:
-        InputError: the texts do not hold so many pieces of this length.
+        InputError: the texts do not hold so many pieces.
         BadPrompts: nothing can be put in front of a text.
     """
     encoded = [
         lm.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
     ]
-    long = [ids for ids in encoded if len(ids) >= length]
-    draw, found = random.Random(seed), dict[str, None]()
-    frame = frame_of(lm, texts[0], chat=chat) if long else Frame((), ())
-    for _ in range(DRAWS * num if long else 0):
+    long = {size: [ids for ids in encoded if len(ids) >= size] for size in lengths}
+    sizes = [size for size in lengths if long[size]]
+    draw, found, tried = random.Random(seed), dict[str, None](), set[Tokens]()
+    frame = frame_of(lm, texts[0], chat=chat) if sizes else Frame((), ())
+    for size in itertools.islice(itertools.cycle(sizes), DRAWS * num):
         if len(found) == num:
             break
-        ids = draw.choice(long)
-        start = draw.randrange(len(ids) - length + 1)
-        piece = list(ids[start : start + length])
+        ids = draw.choice(long[size])
+        start = draw.randrange(len(ids) - size + 1)
+        piece = tuple(ids[start : start + size])
+        if piece in tried:
+            continue
+        tried.add(piece)
         if reads_back(lm, piece, frame, text=texts[0], chat=chat):
             found[text_of(lm, piece)] = None
-    if len(found) < num:
+    wanted = num if least is None else least
+    if len(found) < wanted:
+        shown = ", ".join(map(str, lengths))
         raise InputError(
-            f"{num} hidden prompts of {length} tokens were asked for; "
+            f"{wanted} hidden prompts of {shown} tokens were asked for; "
             f"{len(found)} were found in {len(texts)} texts.",
             remedy="Give more or longer texts, or ask for shorter prompts.",
         )
@@ -293,9 +303,9 @@ def _goal(
 
 
 def _starts(goal: _Goal, texts: Sequence[str], budget: _Budget) -> list[Tokens]:
-    """Beginnings of `texts` and of users' texts, the model's own, and random tokens."""
+    """Beginnings of `texts`, the model's own, and random tokens."""
     found: dict[Tokens, None] = {}
-    for text in [*texts, *(shown.text for shown in goal.target.texts[:USER_STARTS])]:
+    for text in texts:
         ids = goal.lm.tokenizer(text, add_special_tokens=False)["input_ids"]
         found[tuple(ids[: goal.length])] = None
     for tokens in _own_texts(goal, budget):

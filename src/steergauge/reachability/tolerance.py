@@ -5,10 +5,16 @@ a step from a cache, in a batch of other candidates, round differently ::
 
     noise_t = ||h_t(whole pass, alone) - h_t(step, in a batch)|| / ||h_t||
 
-A state counts as reached within five times the 99 % quantile of that on texts held
-out from the search, and within 8 units in the last place of its norm in any case. The
-first token of a text is a class of its own: its norm is often tens of times that of
-others, and so is what rounding makes of it.
+A state counts as reached within ::
+
+    epsilon_t = max(5 q99, 4 ulp / sqrt(12)) ||h_t||
+
+with q99 the 99 % quantile of that noise on texts held out from the search, and
+ulp / sqrt(12) the rms distance by which storing a state moves it. Four of these are
+1.15 ulp, which is more than one coordinate moves if it is rounded the other way, even
+where it is the whole norm: 0.9 % of the norm in bfloat16, 0.11 % in float16, 1.4e-7
+in float32. The first token of a text is a class of its own: its norm is often tens of
+times that of others, and so is what rounding makes of it.
 """
 
 from collections.abc import Sequence
@@ -21,16 +27,22 @@ from torch import Tensor
 
 from steergauge.errors import InputError
 from steergauge.intervention import Intervention, edits
-from steergauge.reachability.candidates import TOKENS_AT_ONCE, Prefix, prefix_of
+from steergauge.reachability.candidates import (
+    TOKENS_AT_ONCE,
+    Prefix,
+    prefix_of,
+    rounding,
+)
 from steergauge.split import LanguageModel, positions
 
 TIMES_NOISE = 5
 """Of the noise's quantile, so that a natural state passes that was not among those
 measured."""
 
-TIMES_ULP = 8
-"""Of the dtype's relative step: where all that was measured happened to agree, another
-batch still may not."""
+TIMES_ROUNDING = 4
+"""Of the rms rounding of a state: where all that was measured happened to agree,
+another batch still may not. More would be a radius that the precision does not ask
+for, and would accept states that no token makes."""
 
 QUANTILE = 0.99
 
@@ -59,13 +71,13 @@ class Tolerance:
     num: int
 
     def at(self, place: int, norm: float) -> float:
-        """For a state of that norm, at that place of its text.
+        """For a state of that norm, at that place: of noise and rounding the larger.
 
         >>> Tolerance(first=2**-9, rest=2**-12, ulp=2**-23, num=100).at(3, 16.0)
         0.01953125
         """
         noise = self.rest if place else self.first
-        return max(TIMES_NOISE * noise, TIMES_ULP * self.ulp) * norm
+        return max(TIMES_NOISE * noise, TIMES_ROUNDING * rounding(self.ulp)) * norm
 
 
 def calibrated(
@@ -73,14 +85,22 @@ def calibrated(
     rows: Sequence[Sequence[int]],
     *,
     layer: int,
+    last: int | None = None,
     seed: int = 0,
 ) -> Tolerance:
     """The tolerance that the noise of natural states asks for.
+
+    Texts are read token by token, as an inversion reads them. Candidates may share
+    rows after one prefix and not after another, and round differently then: where a
+    search begins later, what comes before is read at once here too, and the noisier
+    way counts.
 
     Args:
         lm: the model.
         rows: token ids of texts that will not be searched for.
         layer: block l, whose output is compared.
+        last: places at the end of a text that a search begins with; None if it always
+            begins with the first.
         seed: of the other candidates in a batch.
 
     Raises:
@@ -94,17 +114,18 @@ def calibrated(
             remedy="Give some texts of ten tokens or more.",
         )
     generator = torch.Generator().manual_seed(seed)
-    empty = prefix_of(lm, (), layer=layer)
+    empty = prefix_of(lm, (), layer=layer, whole=True)
     starts = [[token] for token in _first_tokens(rows)]
     first = [n for row in starts for n in _noises(empty, row, (0,), generator)]
     rest = [
         n for row in rows for n in _noises(empty, row, range(1, len(row)), generator)
     ]
+    later = [n for row in rows for n in _later(lm, row, layer, last, generator)]
     return Tolerance(
         first=float(np.quantile(first, QUANTILE)),
-        rest=float(np.quantile(rest, QUANTILE)),
+        rest=max(float(np.quantile(some, QUANTILE)) for some in (rest, later) if some),
         ulp=torch.finfo(lm.dtype).eps,
-        num=len(first) + len(rest),
+        num=len(first) + len(rest) + len(later),
     )
 
 
@@ -166,16 +187,31 @@ def _first_tokens(rows: Sequence[Sequence[int]]) -> list[int]:
     return list(dict.fromkeys([*starts, *others]))[:FIRST_TOKENS]
 
 
+def _later(
+    lm: LanguageModel,
+    row: Sequence[int],
+    layer: int,
+    last: int | None,
+    generator: torch.Generator,
+) -> list[float]:
+    """Noise at the `last` places of a text, if all before them is read at once."""
+    start = 0 if last is None else len(row) - last
+    if start <= 0:
+        return []
+    prefix = prefix_of(lm, row[:start], layer=layer, whole=True)
+    return _noises(prefix, row, range(start, len(row)), generator)
+
+
 def _noises(
     prefix: Prefix,
     row: Sequence[int],
     places: Sequence[int],
     generator: torch.Generator,
 ) -> list[float]:
-    """Relative noise of the states at `places` of a text, read on from its first one.
+    """Relative noise of the states at `places` of a text, read on from a prefix of it.
 
     Args:
-        prefix: empty.
+        prefix: of the text, at most up to the first place.
         row: the text.
         places: ascending.
         generator: of the batch's size, the other candidates and the token's place.

@@ -38,13 +38,14 @@ ACCESS = {
 _CARRIES = (
     "A prompt that was found is found: its text stands here and can be tried. That "
     "none was found is a statement about this search and this budget. What the search "
-    "finds where a prompt is known to exist is printed beside it; of a prompt that is "
-    "longer, or harder to find than the hidden ones, even a strong search says "
-    "nothing. A soft prefix is no prompt: it shows what the input side of the model "
-    "could do if any embedding could be typed. arXiv 2604.09839 asks that the two "
-    "numbers, what weights do and what prompts do, be given side by side and not be "
-    "merged; a state that no prompt gives and a text that no prompt gives are two "
-    "different things."
+    "finds where a prompt is known to exist is printed beside it; those prompts are "
+    "pieces of real text, chosen for changing about as much as v does, and one for v "
+    "may be easier or harder to find. A soft prefix is no prompt and no bound on "
+    "prompts: it is what gradient descent over embeddings reached, on a few texts; "
+    "with embeddings that much can be had, and more may be. arXiv 2604.09839 asks that "
+    "the two numbers, what weights do and what prompts do, be given side by side and "
+    "not be merged; a state that no prompt gives and a text that no prompt gives are "
+    "two different things."
 )
 
 

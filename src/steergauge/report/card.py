@@ -11,11 +11,11 @@ from typing import Any
 import jinja2
 
 from steergauge.audits.finding import Finding
-from steergauge.report import probe, words
+from steergauge.report import probe, steering, words
 from steergauge.report.cases import has_experiments
 from steergauge.report.geometry import has_geometry
-from steergauge.report.glossary import limits
-from steergauge.report.headline import headline, trait_name
+from steergauge.report.headline import headline, of_subject
+from steergauge.report.limits import limits
 from steergauge.report.reachability_headline import has_reachability
 
 LONGEST = 1000
@@ -24,6 +24,7 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$])")
 
 def render(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
     """The card as text."""
+    findings = steering.annotated(findings, facts)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("steergauge.report"),
         autoescape=False,
@@ -43,10 +44,13 @@ def render(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> str:
         probe_record=probe.brief,
         verdicts=words.VERDICTS,
         headline=headline(findings, facts),
-        trait=trait_name(facts),
+        of_subject=of_subject(facts),
+        strength=steering.strength(facts),
+        ablated=steering.ablated(facts),
+        read_after=steering.read_after(findings),
         facts=facts,
         findings=findings,
-        limits=limits(facts),
+        limits=limits(facts, findings),
         paper=has_experiments(findings),
         geometry=has_geometry(findings),
         reachability=has_reachability(findings),

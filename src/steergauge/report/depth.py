@@ -16,7 +16,7 @@ from steergauge.report.curves import Seen
 from steergauge.report.equivalent import angle, widest
 from steergauge.report.glossary import geometry_glossary
 from steergauge.report.grid import UNKNOWN, Cell, known, measured
-from steergauge.report.headline import trait_name
+from steergauge.report.headline import subject
 from steergauge.report.plots import Axes, Plot, guide, log_axis, plot, trace
 from steergauge.report.sections import present
 from steergauge.report.templating import environment
@@ -63,7 +63,7 @@ def render_depth(layers: Sequence[Layer]) -> str:
         Verdict=Verdict,
         len=len,
         facts=facts,
-        trait=trait_name(facts),
+        trait=subject(facts),
         opening=_placing(order) or "What the output sees of a vector, layer by layer.",
         rest=_widest(order),
         plots=_plots(order),

@@ -4,7 +4,8 @@ A column is a position of a prompt. Its shape is the histogram of all tokens by 
 distance from the steered state, in lengths of the step, on a logarithmic axis: wide
 where many tokens lie, a thin line where few do. Marks say where the nearest and the
 second nearest token are, how near a natural and a random state come, and how near is
-near enough. Everything is in percent of the plot, y from the top.
+near enough. What lies below the axis is drawn in a strip of its own under it, in order
+and not to scale. Everything is in percent of the plot, y from the top.
 """
 
 import math
@@ -15,7 +16,6 @@ from typing import Any
 
 from steergauge.report import words
 from steergauge.report.axis import Axis, Tick
-from steergauge.report.curves import down
 from steergauge.report.grid import known
 from steergauge.report.samples import printable
 from steergauge.report.sections import Details, numbers
@@ -25,7 +25,13 @@ from steergauge.report.verdicts import sign
 Record = Mapping[str, Any]
 
 LOWEST = 1e-3
-"""The axis goes no lower; a mark below lies on its edge, and its title says where."""
+"""The axis goes no lower; marks below stand in the strip, their titles say where."""
+
+STRIP = (86.0, 100.0)
+"""Top and bottom of the strip, where there is one."""
+
+FOOT = 78.0
+"""Where the axis ends above a strip; between the two stands the strip's name."""
 
 OPEN = 2
 """Figures of so many prompts are open, the rest are folded."""
@@ -44,6 +50,30 @@ MARKS = {
 
 _SHIFT = {"natural": -0.28, "random": 0.28}
 """Where in its column a mark stands, so that none hides another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Places of distances: on the axis down to `foot`, or below it in the strip."""
+
+    axis: Axis
+    foot: float
+
+    def y(self, value: float) -> float:
+        """The place of a distance on the axis; one below it lies at its end."""
+        return round(self.foot * (1 - self.axis.at(value) / 100), 2)
+
+    def places(self, values: Sequence[float]) -> list[float]:
+        """Places of the distances of one column; the strip has them in order."""
+        low = [value < LOWEST for value in values]
+        ranked = sorted({v for v, below in zip(values, low, strict=True) if below})
+        top, bottom = STRIP
+        room = (bottom - top) / (len(ranked) + 1)
+        return [
+            round(bottom - room * (1 + ranked.index(value)), 2) if below
+            else self.y(value)
+            for value, below in zip(values, low, strict=True)
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +118,7 @@ class Distances:
         levels: tolerances.
         ticks: of distance, from the top.
         step: where the length of the step itself lies.
+        strip: name of the strip below the axis; empty if nothing lies there.
         width: that the figure needs, in rem.
         described: the figure in words.
     """
@@ -99,6 +130,7 @@ class Distances:
     levels: tuple[Level, ...]
     ticks: tuple[Tick, ...]
     step: float
+    strip: str
     width: float
     described: str
 
@@ -120,19 +152,19 @@ def figures(details: Details) -> tuple[Distances, ...]:
 
 
 def _figure(prompt: str, own: Sequence[Record], edges: Sequence[float]) -> Distances:
-    axis = _axis(own, edges)
+    scale = _scale(own, edges)
     width = 100 / len(own)
     marks = [
         mark
         for place, one in enumerate(own)
-        for mark in _marks(one, axis, (place + 0.5) * width, width)
+        for mark in _marks(one, scale, (place + 0.5) * width, width)
     ]
     reach = 0.46 * width
     return Distances(
         prompt,
         tuple(_place(one, (k + 0.5) * width) for k, one in enumerate(own)),
         " ".join(
-            _shape(one.get("histogram") or (), edges, axis, (k + 0.5) * width, width)
+            _shape(one.get("histogram") or (), edges, scale, (k + 0.5) * width, width)
             for k, one in enumerate(own)
         ).strip(),
         tuple(mark for mark in marks if mark.kind != "tolerance"),
@@ -143,16 +175,21 @@ def _figure(prompt: str, own: Sequence[Record], edges: Sequence[float]) -> Dista
             for mark in marks
             if mark.kind == "tolerance"
         ),
-        down(axis.ticks(7)),
-        round(100 - axis.at(1.0), 2),
+        tuple(
+            Tick(round(scale.foot * (1 - tick.at / 100), 2), tick.label)
+            for tick in scale.axis.ticks(7)
+        ),
+        scale.y(1.0),
+        f"below {words.plain(LOWEST)} of the step" if scale.foot < 100 else "",
         round(5 + 1.7 * len(own), 1),
         _described(own),
     )
 
 
-def _axis(own: Sequence[Record], edges: Sequence[float]) -> Axis:
-    """From the smallest mark, or `LOWEST`, to the farthest token."""
-    seen = [value for one in own for _, value, _ in _values(one) if value > 0]
+def _scale(own: Sequence[Record], edges: Sequence[float]) -> Scale:
+    """From the smallest mark that is not below `LOWEST` to the farthest token."""
+    every = [value for one in own for _, value, _ in _values(one)]
+    seen = [value for value in every if value >= LOWEST]
     taken = [
         edge
         for one in own
@@ -160,7 +197,8 @@ def _axis(own: Sequence[Record], edges: Sequence[float]) -> Axis:
         if count
     ]
     low = max(LOWEST, 0.7 * min([*seen, 0.5]))
-    return Axis(low, 1.15 * max([*seen, *taken, 2.0]), log=True)
+    axis = Axis(low, 1.15 * max([*seen, *taken, 2.0]), log=True)
+    return Scale(axis, FOOT if len(seen) < len(every) else 100.0)
 
 
 def _values(one: Record) -> list[tuple[str, float, str]]:
@@ -176,16 +214,18 @@ def _values(one: Record) -> list[tuple[str, float, str]]:
     return [(kind, value / step, what) for kind, value, what in named if known(value)]
 
 
-def _marks(one: Record, axis: Axis, centre: float, width: float) -> list[Mark]:
+def _marks(one: Record, scale: Scale, centre: float, width: float) -> list[Mark]:
     where = f"{quoted(one['token'])}, place {one['place']}"
+    seen = _values(one)
+    places = scale.places([value for _, value, _ in seen])
     return [
         Mark(
             kind,
             round(centre + _SHIFT.get(kind, 0.0) * width, 2),
-            round(100 - axis.at(value), 2),
+            place,
             f"{where}: {what}: {words.plain(value)} of the step",
         )
-        for kind, value, what in _values(one)
+        for (kind, value, what), place in zip(seen, places, strict=True)
     ]
 
 
@@ -201,7 +241,7 @@ def _place(one: Record, x: float) -> Place:
 def _shape(
     counts: Sequence[int],
     edges: Sequence[float],
-    axis: Axis,
+    scale: Scale,
     centre: float,
     width: float,
 ) -> str:
@@ -210,7 +250,7 @@ def _shape(
     if not most or len(edges) != len(counts) + 1:
         return ""
     return " ".join(_outline(run) for run in _runs(_bars(
-        counts, [100 - axis.at(edge) for edge in edges], centre, width / most
+        counts, [scale.y(edge) for edge in edges], centre, width / most
     )))  # fmt: skip
 
 

@@ -28,14 +28,14 @@ SHOWN = 20
 _CARRIES = (
     "All tokens were tried, so within one more token nothing can have been missed. "
     "But that no token gives exactly this state says little by itself. Prompts give "
-    "countably many states, so that in any model, with any v other than 0, all but "
-    "countably many strengths miss every one of them at the first steered position, "
-    "be the step as short as 1e-30. What arXiv 2604.09839 proves of random weights and "
-    "vectors thus holds more widely still, and distances above 0 are what any step "
-    "has. Ratios against controls are what carries information: the distance over the "
-    "step's length beside that of random steps, and states of real tokens, which the "
-    "same search has to find. Prompts of other length or wording were not tried here, "
-    "and a text may be in reach where the state is not."
+    "countably many states, so that in any model, in exact arithmetic, adding any v "
+    "other than 0 misses every one of them at the first steered position with all but "
+    "countably many strengths, be the step as short as 1e-30. What arXiv 2604.09839 "
+    "proves of random weights and vectors thus holds more widely still, and distances "
+    "above 0 are what any step has. Ratios against controls are what carries "
+    "information: the distance over the step's length beside that of random steps, and "
+    "states of real tokens, which the same search has to find. Prompts of other length "
+    "or wording were not tried here, and a text may be in reach where the state is not."
 )
 _FAMILIES = {
     "natural": ("natural", "the prompt's own state, on another compute path"),
@@ -75,7 +75,7 @@ def _by_target(details: Details) -> Grid:
         for one in details.get("by_target") or ()
     )
     note = (
-        "eta near 1 means that nothing is nearer than the state that v was added to, "
+        "eta near 1 means that nothing is nearer than the state that was steered, "
         "as random steps show: compare the rows"
     )
     return Grid("What was searched for", note, "target", columns, (("", rows),))
@@ -150,7 +150,7 @@ def _searched(details: Details) -> str:
     num, judged = details.get("num_positions"), details.get("num_resolvable")
     if num is None:
         return ""
-    how = "ablated" if details.get("steering") == "ablation" else "added"
+    how = "taken out" if details.get("steering") == "ablation" else "added"
     layer, read = details.get("layer"), details.get("read_layer")
     site = f"after block {layer}"
     if read is not None and read != layer:
@@ -162,8 +162,8 @@ def _searched(details: Details) -> str:
     return (
         f"v was {how} {site}. At each of {num} positions of "
         f"{len(details.get('prompts') or ())} prompts all "
-        f"{details.get('num_vocabulary')} tokens were put behind the same beginning; "
-        f"{judged} positions could be judged."
+        f"{_grouped(details.get('num_vocabulary'))} tokens were put behind the same "
+        f"beginning; {judged} positions could be judged."
         + (f" Position by position: {split}." if split else "")
     )
 
@@ -177,11 +177,23 @@ def _behaviour(details: Details) -> str:
     of = "" if left is None else f", {portion(left)} of it"
     return (
         f"What is written next differs between steered and unsteered state by "
-        f"{padded(none)} nats (median); of up to {details.get('num_kl')} candidate "
-        f"tokens a position, the best leaves {padded(least)}{of}. This is about "
+        f"{padded(none)} nats (median); {_candidates(details)} a position, the best "
+        f"leaves {padded(least)}{of}. This is about "
         "behaviour, and may be small where the state is far, or large where it is "
         "near."
     )
+
+
+def _candidates(details: Details) -> str:
+    """Over which tokens the smallest KL is; `num_kl` is the least of all positions."""
+    num, tokens = details.get("num_kl"), details.get("num_vocabulary")
+    if num is not None and num == tokens:
+        return f"of all {num:,} tokens"
+    return "of the candidates" if num is None else f"of {num:,} candidates or more"
+
+
+def _grouped(num: int | None) -> str:
+    return "" if num is None else f"{num:,}"
 
 
 def _shared(details: Details) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from steergauge.audits.finding import Finding, Verdict
 from steergauge.report import words
-from steergauge.report.headline import trait_name
+from steergauge.report.headline import subject
 from steergauge.report.verdicts import COMMON_VERDICTS
 
 
@@ -28,7 +28,7 @@ def frame(
         "Verdict": Verdict,
         "len": len,
         "facts": facts,
-        "trait": trait_name(facts),
+        "trait": subject(facts),
         "opening": opening,
         "rest": " ".join(rest),
         "not_run": list(facts.get("not_run") or []),

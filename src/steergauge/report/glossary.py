@@ -1,4 +1,4 @@
-"""What a reader who has not read the paper needs to know, and what the run leaves open.
+"""What a reader who has not read the paper needs to know.
 
 Sources: activation addition, arXiv 2308.10248; mean difference over contrast pairs,
 arXiv 2312.06681; the perpendicular comparison, arXiv 2602.06801; sign flips, arXiv
@@ -10,6 +10,7 @@ from typing import Any
 
 from steergauge.audits.finding import Finding
 from steergauge.report.cases import has_experiments
+from steergauge.report.steering import ablated
 
 Entries = tuple[tuple[str, str], ...]
 
@@ -319,9 +320,31 @@ REACHABILITY: Entries = (
 )
 
 
-def glossary(findings: Mapping[str, Finding]) -> Entries:
+_OF_ADDITION = ("Strength, alpha", "Dose curve", "v⊥")
+_ABLATION = (
+    "Ablation",
+    "Taking out of the stream what lies along v, so that it has no part along v any "
+    "more: h becomes h - (u'h) u, with u = v / ||v||. There is no strength to choose.",
+)
+_STREAM = (
+    "Stream, h",
+    "The model's inner state at one token after one block: the residual stream.",
+)
+"""What takes the place of words about addition."""
+
+
+def glossary(findings: Mapping[str, Finding], facts: Mapping[str, Any]) -> Entries:
     """The words of a run's report."""
-    return (*GLOSSARY, *EXPERIMENTS) if has_experiments(findings) else GLOSSARY
+    own = _fitting(GLOSSARY, facts)
+    return (*own, *EXPERIMENTS) if has_experiments(findings) else own
+
+
+def _fitting(entries: Entries, facts: Mapping[str, Any]) -> Entries:
+    """The words that fit what was done: ablation has no strength, but a name."""
+    if not ablated(facts):
+        return entries
+    kept = (entry for entry in entries if entry[0] not in _OF_ADDITION)
+    return (_ABLATION, *(_STREAM if one[0] == _STREAM[0] else one for one in kept))
 
 
 def paper_glossary() -> Entries:
@@ -339,30 +362,10 @@ def geometry_glossary() -> Entries:
     return (*GEOMETRY, *(entry for entry in GLOSSARY if entry[0] in needed))
 
 
-def reachability_glossary() -> Entries:
+def reachability_glossary(facts: Mapping[str, Any]) -> Entries:
     """The words of the reachability page: its own first."""
     needed = {"Steering vector, v", "Stream, h", "Strength, alpha", "Probe, score",
               "Lift, L", "Random step", "Sign flip", "KL, in nats", "Control",
               "95 % interval"}  # fmt: skip
-    return (*REACHABILITY, *(entry for entry in GLOSSARY if entry[0] in needed))
-
-
-def limits(facts: Mapping[str, Any]) -> list[str]:
-    """What this run cannot say, whatever its verdicts."""
-    found = [
-        f"Everything here concerns these {facts['num_prompts']} prompts, this alpha, "
-        "this temperature and the first "
-        f"{facts['max_new_tokens']} tokens only; so do the certificates.",
-        "A lift is what one probe sees. Two vectors with equal lifts may write "
-        "different texts; the KL says whether they do.",
-        "v⊥ is drawn at random: that such an addition changes what v does shows that "
-        "most directions matter, not that no other vector could do the same.",
-        "What v does to other traits, to longer texts and in other models was not "
-        "looked at.",
-    ]
-    if (facts["probe"] or {}).get("high_words"):
-        found.insert(
-            2, "The probe counts words. It misses what it has no word for, and it can "
-            "be moved by the words alone.",
-        )  # fmt: skip
-    return found
+    basic = tuple(entry for entry in GLOSSARY if entry[0] in needed)
+    return (*REACHABILITY, *_fitting(basic, facts))

@@ -74,6 +74,21 @@ def trait_name(facts: Mapping[str, Any]) -> str:
     return facts.get("trait") or probe.get("name") or "its trait"
 
 
+def subject(facts: Mapping[str, Any]) -> str:
+    """What a heading calls the vector: its trait, or else the file it came from."""
+    probe = facts.get("probe") or {}
+    named = facts.get("trait") or probe.get("name") or facts.get("source")
+    return named or "no trait named"
+
+
+def of_subject(facts: Mapping[str, Any]) -> str:
+    """What follows “a steering vector”: for the trait, or from the file."""
+    probe = facts.get("probe") or {}
+    if facts.get("trait") or probe.get("name"):
+        return f"for {trait_name(facts)}"
+    return f"from {facts['source']}" if facts.get("source") else ""
+
+
 def _toward(facts: Mapping[str, Any]) -> str:
     """The pole that alpha's sign points to, where the trait names its poles."""
     poles = facts.get("poles") or []

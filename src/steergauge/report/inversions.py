@@ -22,7 +22,8 @@ _CARRIES = (
     "to tokens one after another, which works for natural states of the models tried "
     "there and is its control here. It goes on only from what it has recovered. Where "
     "it stops on steered states, no token behind the text so far gives them; since "
-    "nearly every strength of any vector has no text at all, what counts is that "
+    "adding nearly any multiple of a vector gives the states of no text at all, what "
+    "counts is that "
     "natural states are recovered under the same tolerance, and where the steered "
     "ones fail. It does not say that no prompt makes the model write the same."
 )
@@ -219,6 +220,6 @@ def _told(details: Details) -> tuple[str, ...]:
     if num is not None and tested is not None:
         told.append(
             f"To recover a token of a natural state took {tested * num:.0f} tries of "
-            f"{num} tokens (median), for likely tokens are tried first."
+            f"{num:,} tokens (median), for likely tokens are tried first."
         )
     return tuple(told)

@@ -5,16 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from steergauge.audits.finding import Finding
-from steergauge.report import probe, words
+from steergauge.report import probe, steering, words
+from steergauge.report.steering import SCOPES
 from steergauge.statistics import NUM_DRAWS
 
-SCOPES = {
-    "all": "every token, of prompt and response",
-    "prompt": "the prompt's tokens",
-    "response": "the response's tokens",
-    "generating": "every position that predicts a token of the response: the last "
-    "token of the prompt and the response's",
-}
+NO_STRENGTH = "\N{EN DASH}"
+"""In the column of alpha, of what has none."""
+
 READS = {"last": "last token of each text", "": "not stated"}
 _KINDS = {
     "lexical": "counts words or phrases",
@@ -65,7 +62,7 @@ def groups(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> list[Gr
     """The whole method, as short tables."""
     return [
         Group("Model", tuple(_model(facts))),
-        Group("Vector and strength", tuple(_vector(facts))),
+        Group("Vector and strength", tuple(_vector(facts, findings))),
         Group("Prompts and texts", (*_texts(facts), *_elsewhere(findings))),
         Group("Probe", tuple(_probe(facts))),
         Group("Statistics", tuple(_statistics(findings))),
@@ -77,12 +74,13 @@ def arm_families(facts: Mapping[str, Any]) -> list[ArmFamily]:
     by_family: dict[str, list[Mapping[str, Any]]] = {}
     for arm in facts["arms"]:
         by_family.setdefault(words.family(arm["name"]), []).append(arm)
+    taken_out = {"v"} if steering.ablated(facts) else set()
     return [
         ArmFamily(
             name=words.arm_name(name),
-            note=words.arm_note(name),
+            note=steering.ABLATION if name in taken_out else words.arm_note(name),
             num=len(arms),
-            alpha=words.plain(arms[0]["alpha"]),
+            alpha=NO_STRENGTH if name in taken_out else words.plain(arms[0]["alpha"]),
             norm=span([arm["norm"] for arm in arms if arm["norm"]]),
             cosine=span([a["cosine"] for a in arms if a["cosine"] is not None]),
         )
@@ -116,7 +114,7 @@ def _model(facts: Mapping[str, Any]) -> list[Entry]:
     ]
 
 
-def _vector(facts: Mapping[str, Any]) -> list[Entry]:
+def _vector(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> list[Entry]:
     norms = {arm["name"]: arm["norm"] for arm in facts["arms"]}
     cosines = {arm["name"]: arm["cosine"] for arm in facts["arms"]}
     how = METHODS.get(facts["method"], facts["method"]) or "not stated"
@@ -133,6 +131,7 @@ def _vector(facts: Mapping[str, Any]) -> list[Entry]:
         Entry("read at", READS.get(facts["position"], facts["position"])),
         Entry("layer", words.layer(facts),
               "read and written at the output of this block"),
+        *_read(findings),
         Entry("steered positions", facts["scope"], SCOPES.get(facts["scope"], "")),
         *_strength(facts, chosen),
         Entry("‖v‖", words.padded(facts["norm"], 4)),
@@ -149,9 +148,19 @@ def _vector(facts: Mapping[str, Any]) -> list[Entry]:
     return entries
 
 
+def _read(findings: Mapping[str, Finding]) -> list[Entry]:
+    """Where reachability compares states, if not where v is."""
+    block = steering.read_after(findings)
+    if block is None:
+        return []
+    codes = [code for audit, code in steering.READ.items() if audit in findings]
+    note = f"of {', '.join(codes)}, at the output of this block"
+    return [Entry("states read", f"after block {block}", note)]
+
+
 def _strength(facts: Mapping[str, Any], chosen: str) -> list[Entry]:
     """How far the stream is moved."""
-    if facts.get("steering") == "ablation":
+    if steering.ablated(facts):
         return [Entry("steering", "ablation", "what lies along v is taken out")]
     return [
         Entry("alpha", words.plain(facts["alpha"]), chosen),

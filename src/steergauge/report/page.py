@@ -24,12 +24,14 @@ from steergauge.report import (
     paper,
     reachability,
     samples,
+    steering,
     words,
 )
 from steergauge.report.dose import dose_panels
-from steergauge.report.glossary import glossary, limits
-from steergauge.report.headline import headline, subline, trait_name
+from steergauge.report.glossary import glossary
+from steergauge.report.headline import headline, subject, subline
 from steergauge.report.lifts import lifts
+from steergauge.report.limits import limits
 from steergauge.report.reachability_headline import AUDITS, has_reachability
 from steergauge.report.templating import environment, utf8
 from steergauge.report.verdicts import vocabulary
@@ -115,6 +117,7 @@ def render(
     spec: str = "",
 ) -> str:
     """The page as text; the same store gives the same text."""
+    findings = steering.annotated(findings, facts)
     check = findings.get("manipulation")
     doses = check.details.get("dose", []) if check else []
     seen = lifts(rows, alpha=facts["alpha"], seed=facts["seed"])
@@ -125,8 +128,9 @@ def render(
         verdicts=vocabulary(findings.values()),
         headline=headline(findings, facts),
         subline=subline(findings),
-        trait=trait_name(facts),
+        trait=subject(facts),
         facts=facts,
+        steering=steering,
         findings=findings,
         checks=[findings[k] for k in ("plumbing", "manipulation") if k in findings],
         comparisons=_comparisons(findings),
@@ -143,11 +147,11 @@ def render(
         has_words=any(counted),
         method=method.groups(facts, findings),
         arm_families=method.arm_families(facts),
-        glossary=glossary(findings),
+        glossary=glossary(findings, facts),
         experiments=_experiments(findings),
         geometry=[f for f in findings.values() if f.audit in geometry.MAKERS],
         reachability=[f for f in findings.values() if f.audit in AUDITS],
-        limits=limits(facts),
+        limits=limits(facts, findings),
         spec=spec,
     )  # fmt: skip
 

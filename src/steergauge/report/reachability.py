@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from steergauge.audits.finding import Finding
-from steergauge.report import access_table, distance_figure, inversions, words
+from steergauge.report import access_table, distance_figure, inversions, steering
 from steergauge.report.density_figure import density, strips
 from steergauge.report.distances import distances
 from steergauge.report.frame import frame, missing
@@ -40,13 +40,14 @@ def render(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> str:
     judged = findings.get("access")
     return environment().get_template("reachability.html.j2").render(
         frame(facts, headline(findings), REACHABILITY_VERDICTS),
-        lede=_lede(facts, details.get("states") or {}),
+        lede=_lede(facts, findings),
         numbers=two_numbers(findings),
         judged=judged,
         sections=sections(findings),
         figures=distance_figure.figures(details.get("states") or {}),
         first_figures=distance_figure.OPEN,
         marks=distance_figure.MARKS,
+        below=distance_figure.STRIP,
         sequences=inversions.sequences(details.get("inversion") or {}),
         first_sequences=inversions.OPEN,
         signs=inversions.SIGNS,
@@ -56,7 +57,7 @@ def render(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> str:
         strips=strips(details.get("density") or {}),
         has_words=False,
         missing=missing(MAKERS, findings),
-        glossary=reachability_glossary(),
+        glossary=reachability_glossary(facts),
     )  # fmt: skip
 
 
@@ -67,28 +68,16 @@ def sections(findings: Mapping[str, Finding]) -> list[Section]:
     ]
 
 
-def _lede(facts: Mapping[str, Any], seen: Mapping[str, Any]) -> str:
+def _lede(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> str:
     """What was done to the stream, where, and what the page asks."""
-    block = words.layer(facts)
-    if seen.get("steering") == "ablation":
-        done = (
-            f"While the model reads, what lies along the steering vector v is taken "
-            f"out of its inner state after block {block}."
-        )
-    else:
-        step = facts.get("step")
-        length = (
-            "" if step is None else f", a step of {words.percent(step)} of its length"
-        )
-        done = (
-            f"The steering vector v is added to the model's inner state after block "
-            f"{block}, with alpha = {words.plain(facts['alpha'])}{length}."
-        )
-    return (
-        f"{done} This page asks whether a prompt could do the same, in two ways that "
-        "are kept apart: could some text give that state, and could some text make "
-        "the unsteered model write what the steered one writes? The questions are "
-        "those of arXiv 2604.09839, the reading of states that of 2510.15511; "
-        "controls and intervals are added here. Distances are Euclidean, K and KL in "
-        "nats a text."
+    where = steering.scope(facts, findings)
+    told = (
+        f"While the model reads, {steering.deed(facts, findings)}",
+        where,
+        "This page asks whether a prompt could do the same, in two ways that are kept "
+        "apart: could some text give that state, and could some text make the "
+        "unsteered model write what the steered one writes? The questions are those of "
+        "arXiv 2604.09839, the reading of states that of 2510.15511; controls and "
+        "intervals are added here. Distances are Euclidean, K and KL in nats a text.",
     )
+    return " ".join(sentence for sentence in told if sentence)

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from steergauge.audits.finding import Finding, Verdict
 from steergauge.report.cells import portion
 from steergauge.report.grid import UNKNOWN, known, written
-from steergauge.report.sections import estimated, value
+from steergauge.report.sections import Details, estimated, value
 from steergauge.report.verdicts import UNSOUND, overruled
 from steergauge.report.words import interval, padded, percent
 
 AUDITS = ("states", "inversion", "access", "density")
 """T16 to T19, in the order of the page."""
+
+MOST = 0.5
+"""Of steering's lift: a prompt's that is surely larger is about as far."""
 
 NOTHING = "Whether steered states can be reached could not be told from this run."
 
@@ -83,14 +86,17 @@ def _black(findings: Findings) -> Number:
         return Number(heading, "not measured", "", "No prompt was tried.")
     if lift is None:
         number = UNKNOWN.text if left is None else portion(left)
-        note = "of the divergence between steered and unsteered texts is left by the "
-        return Number(heading, number, "", f"{note}best prompt; no probe scored it.")
+        note = (
+            "of the divergence between steered and unsteered texts is left by the best "
+            f"prompt{'' if left is None else _worse(left)}; no probe scored it."
+        )
+        return Number(heading, number, "", note)
     number, _, between = written(lift).partition(" ")
     rest = "" if left is None else (
         f" It leaves {portion(left)} of the divergence between steered and unsteered "
-        "texts."
+        f"texts{_worse(left)}."
     )  # fmt: skip
-    note = f"is how far the best prompt moves the trait.{rest}{_powers(found)}"
+    note = f"is how far the best prompt moves the trait.{rest}{_same_lift(found)}"
     return Number(heading, number, between, note)
 
 
@@ -98,7 +104,8 @@ def _states(finding: Finding) -> str:
     """What T16 found."""
     details = finding.details
     num = details.get("num_vocabulary")
-    tokens = "tokens" if num is None else f"{num} tokens"
+    tokens = "tokens" if num is None else f"{num:,} tokens"
+    every = "all tokens" if num is None else f"all {num:,} tokens"
     same = estimated(details, "nearest_is_original")
     eta = finding.estimate
     step = "" if eta is None else f"{padded(eta.value)} {interval(eta, 'ratio')}"
@@ -108,20 +115,35 @@ def _states(finding: Finding) -> str:
             "steered state."
         ),
         Verdict.EPSILON_CLOSE: (
-            f"The steered states lie near those of tokens: of {tokens} the nearest is "
+            f"The steered states lie near those of tokens: of {every} the nearest is "
             f"at {step} of the step's length (median), nearer than random steps come."
         ),
         Verdict.ORIGIN_NEAREST: (
-            "The steered states are not reached: "
+            f"{_reached(details)}: "
             + (f"at {written(same, 'whole')} of the positions " if same else "")
-            + f"none of {tokens} comes nearer than the one that stands there, a whole "
+            + f"none of {every} comes nearer than the one that stands there, a whole "
             "step away, as with any step."
         ),
         Verdict.UNREACHED: (
-            f"The steered states are not all reached: of {tokens} the nearest lies "
+            f"{_reached(details)}: of {every} the nearest lies "
             f"at {step or 'an unknown share'} of the step's length (median)."
         ),
     }.get(finding.verdict, "")
+
+
+def _reached(details: Details) -> str:
+    """How many of the states that were judged are some token's."""
+    shares, num = details.get("shares"), details.get("num_positions")
+    if not shares or not num:
+        return "The steered states are not reached"
+    judged = round(num * (1 - shares.get(Verdict.UNINFORMATIVE, 0.0)))
+    reached = round(num * shares.get(Verdict.REACHABLE, 0.0))
+    if judged == 1:
+        return f"The one steered state is {'' if reached else 'not '}reached"
+    if not reached:
+        return f"None of the {judged:,} steered states is reached"
+    verb = "is" if reached == 1 else "are"
+    return f"{reached:,} of the {judged:,} steered states {verb} reached"
 
 
 def _inversion(finding: Finding) -> str:
@@ -145,16 +167,44 @@ def _access(finding: Finding) -> str:
     left = "" if seen is None else f" {percent(seen.value)} {interval(seen, 'whole')}"
     if finding.verdict is Verdict.FOUND:
         return (
-            f"A prompt makes the unsteered model write what the steered one writes: it "
-            f"leaves{left or ' little'} of the divergence."
+            "A prompt makes the unsteered model write what the steered one writes"
+            f"{_span(finding)}: it leaves{left or ' little'} of the divergence."
         )
     if finding.verdict is not Verdict.NOT_FOUND:
         return ""
-    best = f": the best leaves{left} of the divergence" if left else ""
+    best = "" if seen is None else (
+        f": the best leaves{left} of the divergence{_worse(seen.value)}"
+    )  # fmt: skip
     return (
         "No prompt was found, at this budget, that writes what the steered model "
-        f"writes{best}.{_powers(finding)}"
+        f"writes{best}.{_same_lift(finding)}{_powers(finding)}"
     )
+
+
+def _worse(left: float) -> str:
+    """What to add where a prompt takes the texts away from the steered ones."""
+    if left <= 1:
+        return ""
+    nothing = percent(1.0)
+    return f", on these texts worse than no prompt at all ({nothing})"
+
+
+def _same_lift(finding: Finding) -> str:
+    """That a prompt moves the trait, although it does not write the same texts."""
+    white = estimated(finding.details.get("white_box") or {}, "lift")
+    black = estimated(finding.details.get("black_box") or {}, "lift")
+    if finding.verdict is not Verdict.NOT_FOUND or not white or not black:
+        return ""
+    steered, low = white[0], black[1]
+    if not known(steered) or not known(low) or not 0 < MOST * steered < low:
+        return ""
+    return " It moves the trait about as far, and does not write the same texts."
+
+
+def _span(finding: Finding) -> str:
+    """How much of a text a prompt was judged by, where that is known."""
+    num = (finding.details.get("budget") or {}).get("response_tokens")
+    return "" if num is None else f", over the first {num} tokens of a text"
 
 
 def _powers(finding: Finding) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from steergauge.audits.finding import Finding
+from steergauge.report.expected import NULL_LEAD as NULL_LEAD
 from steergauge.report.verdicts import VERDICTS as VERDICTS
 from steergauge.report.verdicts import verdict_style as verdict_style
 from steergauge.statistics import Estimate
@@ -51,6 +52,7 @@ _SIGNS = tuple(
     )
 )
 _SCIENTIFIC = re.compile(r"\b\d(?:\.\d+)?e[+-]\d+\b")
+_PLAIN_SHARE = re.compile(r"(?:(?<=^)|(?<=^at most ))(?:1|0\.\d+)(?![\w.%]| %)")
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -99,39 +101,17 @@ _SUBJECTS = {
 }
 _CONTROLS = {
     "v": ("v against itself", "the same arm through other compute paths"),
-    "natural": ("natural states", "the prompts' own, through another compute path"),
+    "natural": ("natural states", "the prompts' own, unsteered"),
+    "arrival": ("arrival", "steered states against those worked out by hand"),
     "constructed": ("constructed states", "those of another token, read as a target"),
     "many_shot": ("many-shot", "prompts made of answers"),
     "token_search": ("token search", "prompts made token by token"),
-    "soft": ("soft prefix", "embeddings that are no token's"),
+    "projected": ("nearest tokens", "those nearest to the soft prefix"),
+    **dict.fromkeys(
+        ("soft", "soft_prefix"), ("soft prefix", "embeddings that are no token's")
+    ),
     "certificate": ("probe against certificate", "a consistency check of the tool"),
 }
-
-
-NULL_LEAD = {
-    "plumbing": "If nothing were there:",
-    "manipulation": "If the direction of v did not matter:",
-    "equivalence": "If the two did the same, the difference would lie",
-    "divergence": "If the two were one and the same:",
-    "replication": "For comparison:",
-    "scale": "Counted as the same:",
-    "logits": "If geometry alone were at work:",
-    "environments": "Asked for:",
-    "reliability": "Tolerated:",
-    "spectrum": "For comparison:",
-    "nulls": "For comparison:",
-    "saturation": "For comparison:",
-    "decomposition": "If v were a random direction:",
-    "alternative": "For comparison:",
-    "linearity": "Asked for:",
-    "gauge": "Asked for:",
-    "methods": "Counted as the same:",
-    "states": "For comparison:",
-    "inversion": "For comparison:",
-    "access": "If the prompt did nothing:",
-    "density": "For comparison:",
-}
-"""How a finding's null, the number if there were nothing to see, is introduced."""
 
 
 def family(arm: str) -> str:
@@ -332,6 +312,14 @@ _FORMS = {
 def form(finding: Finding) -> str:
     """How the finding's number is written."""
     return _FORMS.get(finding.audit, "score")
+
+
+def null(finding: Finding) -> str:
+    """The null, in percent where the finding's number is."""
+    text = finding.null
+    if form(finding) == "share":
+        text = _PLAIN_SHARE.sub(lambda seen: percent(float(seen[0])), text)
+    return typeset(text)
 
 
 def control_form(finding: Finding, name: str) -> str:

@@ -266,12 +266,12 @@ def _not_run(inputs: Inputs) -> list[str]:
     if not inputs.pairs:
         missing.append(
             "Sign-flipped and other-trait controls need contrast pairs, and only a "
-            "vector was given: all matched nulls are isotropic random directions."
+            "vector was given: the matched nulls of T1 and T4 are random directions."
         )
     elif len(inputs.pairs) < FEWEST_PAIRS_TO_FLIP:
         missing.append(
             f"Sign flips need {FEWEST_PAIRS_TO_FLIP} pairs; there are "
-            f"{len(inputs.pairs)}, so all matched nulls are random directions."
+            f"{len(inputs.pairs)}, so the matched nulls of T1 and T4 are random ones."
         )
     if inputs.pairs and inputs.given and not made_of(inputs.given, inputs.pairs):
         missing.append(
@@ -280,7 +280,15 @@ def _not_run(inputs: Inputs) -> list[str]:
         )
     asked, found = inputs.spec.num_prompts, len(inputs.test_prompts)
     if found < asked:
-        missing.append(f"{asked} test prompts were asked for; there are {found}.")
+        missing.append(
+            f"{asked} test prompts were asked for; there are {found}, beside "
+            f"{len(inputs.dose_prompts)} that are kept to choose alpha."
+        )
+    if spec.wants_reachability and found < spec.reach_prompts:
+        missing.append(
+            f"States of {spec.reach_prompts} prompts were to be searched for; there "
+            f"are {found} test prompts."
+        )
     if "environments" in inputs.spec.audits and not inputs.environment_pairs:
         missing.append(
             "Across environments only v itself was tested: vectors of other "

@@ -3,7 +3,8 @@
 Natural texts are unsteered responses to the reference prompts. Half of the prompts fit
 the density and the other half calibrate it, with one state a text at a random place
 from the last prompt token on; so the two share no prompt, and neither shares one with
-the states under test, which are one a test prompt.
+the states under test, which are one a test prompt. Several texts of one prompt are
+alike: the audit asks for many prompts.
 """
 
 from collections.abc import Mapping
@@ -43,6 +44,7 @@ class Manifold:
     Attributes:
         reference: to fit the density on.
         calibration: one a text.
+        calibration_prompts: which prompt each of them is of.
         natural: of the test texts.
         v: the same, steered.
         random: natural ones and a random step of v's length each.
@@ -52,6 +54,7 @@ class Manifold:
 
     reference: np.ndarray
     calibration: np.ndarray
+    calibration_prompts: np.ndarray
     natural: np.ndarray
     v: np.ndarray
     random: np.ndarray
@@ -75,6 +78,7 @@ def manifold(reach: Reach, texts: Rows) -> Manifold:
         return {
             "reference": _states(reach, to_fit, PLACES_TO_FIT)[0].numpy(),
             "calibration": _states(reach, rest, 1)[0].numpy(),
+            "calibration_prompts": np.array([row["prompt_index"] for row in rest]),
         }
 
     natural = stages.store.arrays("reach-natural-states", make)

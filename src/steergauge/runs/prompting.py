@@ -9,6 +9,10 @@
 Every goal is given to every search with the same budget. What a search finds on the
 fit texts is judged on the held-out ones, from its text alone. Examples for many-shot
 prompts are of reference prompts that no search is made on.
+
+Power is for tasks like the hidden ones. So more pieces of text are drawn than are
+hidden, of 1, 2, 4, ... tokens, and those are that do about as much as v does: whose
+K(hidden || unsteered) on the fit texts is nearest to K(v || unsteered), in log.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,9 +25,9 @@ import torch
 from torch import Tensor
 
 from steergauge import scoring
-from steergauge.audits.access import Power, Row
+from steergauge.audits.access import FLOOR_FACTOR, Power, Row
 from steergauge.errors import BadPrompts, InputError
-from steergauge.generation import Arm, Decoding
+from steergauge.generation import Arm, Decoding, generate
 from steergauge.intervention import Intervention, scope_named
 from steergauge.reachability.many_shot import best, many_shot
 from steergauge.reachability.objective import Target, aimed, loss, text_of
@@ -52,6 +56,9 @@ NUM_SHOTS = 16
 
 RESPONSE_TOKENS = 16
 """Tokens of each text that a prompt is judged by."""
+
+DRAWN_PER_HIDDEN = 6
+"""Pieces of text that are measured for each that is hidden."""
 
 LABELS = {
     "many_shot": "many-shot examples",
@@ -90,18 +97,21 @@ def num_searched_on(inputs: Inputs) -> int:
 
 
 def hidden_from(lm: LanguageModel, inputs: Inputs) -> list[str]:
-    """Hidden prompts: pieces of the reference prompts that no search is made on.
+    """Pieces of the reference prompts that no search is made on, to hide some of them.
 
     Raises:
         BadPrompts: those do not hold enough pieces, or the model lets none stand.
     """
     spec = inputs.spec
+    # 1, 2, 4, ... and the length that is searched for.
+    powers = {2**k for k in range(spec.search_tokens.bit_length())}
     try:
         return hidden_prompts(
             lm,
             inputs.reference_prompts[num_searched_on(inputs) :],
-            length=spec.search_tokens,
-            num=spec.num_hidden,
+            lengths=sorted({*powers, spec.search_tokens}),
+            num=DRAWN_PER_HIDDEN * spec.num_hidden,
+            least=spec.num_hidden,
             seed=spec.seed,
             chat=spec.chat,
         )
@@ -121,6 +131,8 @@ class Prompting:
     reach: Reach
     tested: Rows
     """Texts of the test, with scores."""
+    floor: float
+    """Nats by which two compute paths of one text differ."""
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -130,21 +142,26 @@ class Prompting:
             "prompts_tried": spec.search_evaluations,
             "prompt_tokens": spec.search_tokens,
             "fit_texts": NUM_FIT,
-            "response_tokens": RESPONSE_TOKENS,
+            "response_tokens": min(RESPONSE_TOKENS, spec.max_new_tokens),
         }
 
     @cached_property
     def goals(self) -> list[Goal]:
         """What v does, and what each of the hidden prompts does."""
-        reach, spec = self.reach, self.reach.stages.spec
-        steering = reach.steering(scope_named(spec.scope))
+        hidden = [
+            self._behind(f"hidden-{k:02d}", prompt)
+            for k, prompt in enumerate(self._hidden)
+        ]
+        return [self._of_v, *hidden]
+
+    @cached_property
+    def _of_v(self) -> Goal:
+        """What v does."""
+        steering = self.reach.steering(scope_named(self.reach.stages.spec.scope))
         own = {"v": Arm(steering)}
-        drawn = reach.drawn("reach-goal-v", own, self._searched_on, 1)
+        drawn = self.reach.drawn("reach-goal-v", own, self._searched_on, 1)
         held = [r for r in self.tested if r["arm"] == "v" and r["sample"] == 0]
-        found = [self._goal("v", drawn, held, steering=steering)]
-        for k, prompt in enumerate(self._hidden):
-            found.append(self._behind(f"hidden-{k:02d}", prompt))
-        return found
+        return self._goal("v", drawn, held, steering=steering)
 
     def _behind(self, name: str, prompt: str) -> Goal:
         """The goal of the unsteered model behind a hidden prompt."""
@@ -170,8 +187,48 @@ class Prompting:
 
     @cached_property
     def _hidden(self) -> list[str]:
-        """Pieces of the reference prompts that nothing else here is made on."""
-        return hidden_from(self.reach.lm, self.reach.stages.inputs)
+        """The pieces that do about as much as v, by what they do to the fit texts.
+
+        Fewer than were asked for, if fewer do anything at all.
+        """
+        of_v = self._of_v
+        aim = self._aimed(of_v, of_v.fit)
+        wanted = max(float(loss(self.reach.lm, aim, "").mean()), _TINY)
+        seen = self._measured
+        visible = [one for one in seen if one["nats"] > FLOOR_FACTOR * self.floor]
+        # Python's sort is stable: of two as near, the one that was drawn first.
+        visible.sort(key=lambda one: abs(np.log(one["nats"] / wanted)))
+        return [one["prompt"] for one in visible[: self.reach.stages.spec.num_hidden]]
+
+    @cached_property
+    def _measured(self) -> list[dict[str, Any]]:
+        """Every piece that was drawn, and what it does to the fit texts, in nats."""
+        stages = self.reach.stages
+        pieces = hidden_from(self.reach.lm, stages.inputs)
+        stages.progress.begin("reachability: hidden prompts", len(pieces))
+        found = []
+        for k, piece in enumerate(pieces):
+            name = f"reach-effect-{k:03d}"
+            found.append(stages.store.record(name, lambda p=piece: self._effect(p)))
+            stages.progress.advance(1)
+        return found
+
+    def _effect(self, piece: str) -> dict[str, Any]:
+        """Nats a text by which the model behind a piece differs from the unsteered."""
+        lm, spec = self.reach.lm, self.reach.stages.spec
+        texts = self._searched_on[:NUM_FIT]
+        tokens = min(RESPONSE_TOKENS, spec.max_new_tokens)
+        drawn = generate(
+            lm,
+            [piece + text for text in texts],
+            {"unsteered": None},
+            decoding=Decoding(tokens, spec.temperature, seed=spec.seed),
+            chat=spec.chat,
+        )
+        rows = [(texts[one.index], one.token_ids) for one in drawn]
+        goal = Goal("", rows, (), (), hidden=piece)
+        nats = loss(lm, self._aimed(goal, rows), "")
+        return {"prompt": piece, "nats": float(nats.mean())}
 
     def _goal(
         self,
@@ -215,11 +272,17 @@ class Prompting:
         lm, spec = self.reach.lm, self.reach.stages.spec
         fit, held = self._aimed(goal, goal.fit), self._aimed(goal, goal.held_out)
         # The first is the unsteered model; nothing follows where no example fits.
-        tried = many_shot(lm, fit, goal.examples, room=spec.max_new_tokens)[1:]
+        tried = many_shot(
+            lm,
+            fit,
+            goal.examples,
+            room=spec.max_new_tokens,
+            texts=self._judged_on,
+        )[1:]
         sizes = {"length": spec.search_tokens, "evaluations": spec.search_evaluations}
         seed = direction_seed(spec, f"search {goal.name}", 0)
         written = search(lm, fit, seed=seed, **sizes)
-        # From the tokens that were found: no worse than they are on the fit texts.
+        # From the tokens that were found: no worse than they are, on the fit texts.
         continuous = soft(lm, fit, seed=seed, start=written.tokens, **sizes)
         nearest = projected(lm, continuous.embeddings)
         both = written.evaluations + continuous.evaluations
@@ -261,6 +324,8 @@ class Prompting:
 
         What is left is held against a hidden prompt's own effect, or against v's where
         that is smaller: found is what comes as near as a prompt for v would have to.
+        A search that had nothing to try for a goal, such as examples that fit, has not
+        found it.
         """
         hidden = [self.found[goal.name] for goal in self.goals[1:]]
         effect = np.array([np.mean(one["unsteered"]) for one in hidden])
@@ -269,7 +334,8 @@ class Prompting:
         threshold = self.reach.stages.spec.budget
         made = []
         for method in self.found["v"]["searches"]:
-            left = [np.mean(one["searches"][method]["nats"]) for one in hidden]
+            tried = [one["searches"].get(method) for one in hidden]
+            left = [np.mean(one["nats"]) if one else np.inf for one in tried]
             relative = np.array(left) / np.where(scale > 0, scale, np.nan)
             made.append(Power(method, relative, effect, relative <= threshold))
         return made
@@ -408,6 +474,10 @@ class Prompting:
             return {"perplexity": float(np.exp(nats.sum() / max(1, tokens)))}
 
         return stages.store.record(f"access-perplexity-{name}", make)["perplexity"]
+
+
+_TINY = float(np.finfo(float).tiny)
+"""Nats of a v that does nothing, of which there is no logarithm otherwise."""
 
 
 def _cut(row: Mapping[str, Any]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 With M_r = 2 M (r + 1) / L FLOPs for a token through blocks 0..r, r where states are
 read, M for one through the whole model, n places in all, V tokens ::
 
-    search     n V M_r, and n min(V, 4096) M for the smallest KL; n V x 45 targets x 4 d
+    search     n V M_r, and n min(V, 2048) M for the smallest KL; n V x 45 targets x 4 d
     inversion  n V M_r for steered states, and n x 1024 M_r for natural ones
     access     (1 + hidden prompts) x methods x evaluations x texts x tokens x M
 """
@@ -65,7 +65,8 @@ def reach_flops(
     if "states" in wanted:
         targets = 3 + NUM_RANDOM + 2 * NUM_OTHERS
         total += places * d_vocab * (below + 4.0 * targets * d_model)
-        total += places * min(d_vocab, ALL_TOKENS) * whole
+        tried = d_vocab if d_vocab <= ALL_TOKENS else ALL_TOKENS // 2
+        total += places * tried * whole
     if "inversion" in wanted:
         total += places * (d_vocab + NATURAL_CANDIDATES) * below
     if "access" in wanted:

@@ -128,7 +128,8 @@ class Reach:
         self.stages.progress.begin("reachability: noise", 1)
 
         def make() -> dict[str, Any]:
-            seen = calibrated(self.lm, rows, layer=self.layer)
+            last = self.stages.spec.reach_tokens
+            seen = calibrated(self.lm, rows, layer=self.layer, last=last)
             return {
                 "first": seen.first,
                 "rest": seen.rest,
@@ -142,9 +143,10 @@ class Reach:
 
     @cached_property
     def arrival(self) -> float:
-        """Most that a steered state differs from what it is meant to be, over ||h||.
+        """Most that a steered state differs from what it is meant to be, as a share.
 
-        Where it is written, h' is T(h) worked out by hand in float64.
+        Where it is written, h' is T(h) worked out by hand in float64. Of the longer of
+        the two states, which rounding is a share of.
         """
         lm, site = self.lm, self.vector.site.layer
 
@@ -154,7 +156,8 @@ class Reach:
                 natural = natural_states(lm, ids, layer=site)
                 steered = steered_states(lm, ids, self.everywhere, layer=site)
                 away = torch.linalg.vector_norm(steered - self._moved(natural), dim=-1)
-                norms = torch.linalg.vector_norm(natural, dim=-1)
+                both = torch.stack([natural, steered])
+                norms = torch.linalg.vector_norm(both, dim=-1).amax(0)
                 worst = max(worst, float((away / norms).max()))
             return {"worst": worst}
 
@@ -239,7 +242,7 @@ class Reach:
                 prefix, torch.cat([first, around]), token=token, origin=natural[place]
             )
             near = int(seen.first[2])
-            looked_at = self._looked_at(prefix, own[place], near, token)
+            looked_at = self._looked_at(prefix, near, token)
             chosen, least = least_kl(prefix, own[place], tokens=looked_at)
             rows.append(
                 {
@@ -292,17 +295,21 @@ class Reach:
         norms = torch.linalg.vector_norm(prefix.states(tokens).double(), dim=-1)
         return int(tokens[int((norms - norm).abs().argmin())])
 
-    def _looked_at(
-        self, prefix: Prefix, logits: Tensor, near: int, token: int
-    ) -> Tensor:
-        """Tokens among which the smallest KL is looked for."""
+    def _looked_at(self, prefix: Prefix, near: int, token: int) -> Tensor:
+        """Tokens among which the smallest KL is looked for.
+
+        Of a large vocabulary the prompt's own, the one of the nearest state, those
+        that the model itself expects at this place, and random ones. Nothing expects
+        the first token of a text: there is no likeliest one at place 0.
+        """
         num = self.lm.d_vocab
         if num <= ALL_TOKENS:
             return torch.arange(num, device=self.lm.device)
         half = ALL_TOKENS // 4
         seed = len(prefix.ids)
         drawn = np.random.default_rng(seed).choice(num, half, replace=False)
-        likely = logits.topk(half).indices.tolist()
+        ranking = prefix.ranking
+        likely = [] if ranking is None else ranking[:half].tolist()
         tokens = dict.fromkeys([token, int(near), *likely, *drawn.tolist()])
         return torch.tensor(list(tokens), device=self.lm.device)
 
@@ -322,8 +329,12 @@ class Reach:
                 other = invert(
                     lm, steered, layer=layer, tolerance=tolerance, go_on=True
                 )
+                # What the text that was found makes, computed as the text itself is.
+                again = natural_states(lm, own.tokens, layer=layer)
                 return {
                     "ids": list(ids),
+                    "step": _lengths(steered - natural),
+                    "apart": _lengths(again - natural),
                     "natural": _tried(own),
                     "steered": _tried(other),
                 }
@@ -331,6 +342,10 @@ class Reach:
             found.append(self.stages.store.record(f"reach-inversion-{i:04d}", make))
             self.stages.progress.advance(2)
         return found
+
+
+def _lengths(rows: Tensor) -> list[float]:
+    return torch.linalg.vector_norm(rows, dim=-1).tolist()
 
 
 def _tried(found: Inversion) -> dict[str, list[Any]]:

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 def findings(reach: Reach, seen: "Evidence") -> tuple[dict[str, Finding], Rows]:
     """Every finding that the spec asks for, and the texts that it is made of."""
-    tried = Prompting(reach, seen.texts)
+    floor = seen.plumbing.details["floor_kl"]
+    tried = Prompting(reach, seen.texts, floor)
     makers: dict[str, Callable[[], Finding]] = {
         "states": lambda: _states(reach, seen),
         "inversion": lambda: _inversion(reach, seen),
@@ -99,6 +100,8 @@ def _inversion(reach: Reach, seen: "Evidence") -> Finding:
             prompt=prompt,
             tokens=tuple(_word(reach, token) for token in record["ids"]),
             token_ids=np.array(record["ids"]),
+            step=np.array(record["step"]),
+            apart=np.array(record["apart"]),
             natural=_tried(record["natural"]),
             steered=_tried(record["steered"]),
         )
@@ -111,6 +114,7 @@ def _inversion(reach: Reach, seen: "Evidence") -> Finding:
         found,
         decode=_decoded(reach, *tokens),
         d_vocab=reach.lm.d_vocab,
+        steering=seen.inputs.spec.steering,
         seed=seen.inputs.spec.seed,
     )
 
@@ -164,6 +168,7 @@ def _density(reach: Reach, seen: "Evidence") -> Finding:
         prompts=found.prompts,
         num_reference=len(found.reference),
         components=natural.num_components,
+        calibration_prompts=found.calibration_prompts,
         seed=seen.inputs.spec.seed,
     )
 

@@ -5,6 +5,7 @@ written to `run.toml`, and a folder is resumed only by the same spec and content
 """
 
 import dataclasses
+import difflib
 import math
 import tomllib
 import types
@@ -38,6 +39,20 @@ GROUPS = {
     "reachability": REACHABILITY,
 }
 """Names that stand for several audits."""
+
+NAMES = (*AUDITS, *GROUPS)
+
+FILE_ONLY = (
+    "num_dose_prompts",
+    "num_environment_prompts",
+    "reach_tokens",
+    "search_tokens",
+    "num_hidden",
+    "environment_samples",
+    "num_random",
+    "prompts_per_cell",
+)
+"""Counts that a run file sets and no option does."""
 
 PERPLEXITY_LIMIT = 1.5
 """A text is coherent while its perplexity under the unsteered model is at most so many
@@ -155,7 +170,7 @@ class Spec:
     steering: str = "addition"
     read_layer: int | None = None
     reach_prompts: int = 10
-    reach_tokens: int = 32
+    reach_tokens: int = 64
     search_tokens: int = 8
     search_evaluations: int = 256
     num_hidden: int = 8
@@ -177,7 +192,7 @@ class Spec:
         if unknown or not self.audits:
             raise BadSpec(
                 f"there is no audit {', '.join(unknown)!r}.",
-                remedy=f"Choose from {', '.join((*AUDITS, *GROUPS))}.",
+                remedy=f"{_nearest(unknown)}Choose from {', '.join(NAMES)}.",
             )
         at_least = {
             "num_pairs": 2,
@@ -202,8 +217,11 @@ class Spec:
         }
         for name, least in at_least.items():
             if not least <= getattr(self, name) < math.inf:
+                option, how = _option(name)
                 raise BadSpec(
-                    f"{name} is {getattr(self, name)}; it must be at least {least}."
+                    f"{name}{option} is {getattr(self, name)}; it must be at least "
+                    f"{least}.",
+                    remedy=f"{how}, at least {least}.",
                 )
         if not 0 < self.temperature < math.inf:
             raise BadSpec(
@@ -261,7 +279,7 @@ class Spec:
         """Refuse ways to steer that there are not, or that an audit does not know."""
         if self.steering not in ("addition", "ablation"):
             raise BadSpec(
-                f"steering is {self.steering!r}.",
+                f"steering (--steering) is {self.steering!r}.",
                 remedy="Choose from addition, ablation.",
             )
         if self.steering == "ablation" and self.behaves | self.wants_geometry:
@@ -276,7 +294,8 @@ class Spec:
             )
         if self.read_layer is not None and not self.wants_reachability:
             raise BadSpec(
-                "a read layer was given, and no audit compares states.",
+                f"read_layer (--read-layer) is {self.read_layer}, and no audit asked "
+                "for compares states.",
                 remedy="Add --audits reachability, or leave it out.",
             )
 
@@ -308,6 +327,25 @@ class Spec:
             for key, value in table.items()
             if value is not None
         }
+
+
+def _option(key: str) -> tuple[str, str]:
+    """The option that sets a count, in brackets, and what to do to set it.
+
+    >>> _option("reach_prompts")
+    (' (--reach-prompts)', 'Give --reach-prompts another number')
+    """
+    if key in FILE_ONLY:
+        return "", f"Set {key} in the run file to another number"
+    option = f"--{key.replace('_', '-')}"
+    return f" ({option})", f"Give {option} another number"
+
+
+def _nearest(unknown: Sequence[str]) -> str:
+    """A question after the audit or group that was meant, if one is near."""
+    found = [difflib.get_close_matches(name.lower(), NAMES, n=1) for name in unknown]
+    near = [names[0] for names in found if names]
+    return f"Did you mean {' and '.join(near)}? " if near else ""
 
 
 def spec_from(

@@ -29,7 +29,15 @@ NUM_RANDOM_SCORED = 5
 PUBLISHED_LENGTH = 512
 """Characters of prompt and continuation that the published code scores."""
 
-_LABELS = {"dose": "dose curve"}
+_LABELS = {
+    "dose": "dose curve: {0}",
+    "geometry-": "geometry: {0} of {1}",
+    "reach-natural": "reachability: natural {0}",
+    "reach-goal-hidden-": "reachability: {0} of hidden prompt {1}",
+    "reach-goal-": "reachability: {0} of {1}",
+    "access ": "reachability: {0} behind {1}",
+}
+"""How a stage is shown, by what its name begins with: 0 its unit, 1 the rest of it."""
 
 
 @runtime_checkable
@@ -138,8 +146,8 @@ class Stages:
             )
             return [self.row(stage, sample, arms, start) for sample in drawn]
 
-        label = f"{_LABELS.get(stage, stage)}: texts"
-        return self._cells(stage, label, prompts, make, len(arms) * samples)
+        units = len(arms) * samples
+        return self._cells(stage, _label(stage, "texts"), prompts, make, units)
 
     def with_scores(self, stage: str, texts: Rows) -> Rows:
         """The rows with the probe's score of each text; None if nothing needs it."""
@@ -153,7 +161,7 @@ class Stages:
             self.progress.advance(len(block))
             return _scored(block, {"score": scores})
 
-        label = f"{_LABELS.get(stage, stage)}: scores"
+        label = _label(stage, "scores")
         scores = self._by_prompt(f"scores-{stage}", label, texts, make)
         by_text = {_key(row): row["score"] for row in scores}
         return [row | {"score": by_text[_key(row)]} for row in texts]
@@ -211,7 +219,7 @@ class Stages:
                 self.progress.advance(len(rows))
             return out
 
-        return self._by_prompt("dose-scores", "dose curve: KL", texts, make)
+        return self._by_prompt("dose-scores", "dose curve: KL of texts", texts, make)
 
     def divergences(
         self, arms: Mapping[str, Arm], texts: Rows, more: Mapping[str, Add]
@@ -241,7 +249,7 @@ class Stages:
                 for row in _scored(block, {"nats": values}, other=name)
             ]
 
-        return self._by_prompt("divergences", "test: KL", own, make)
+        return self._by_prompt("divergences", "test: KL of texts", own, make)
 
     def next_tokens(
         self,
@@ -268,7 +276,8 @@ class Stages:
             return _shifted(found, start)
 
         prompts = self.inputs.test_prompts
-        return self._cells("next-token", "next token: distances", prompts, make, 1)
+        label = "next token: distances of prompts"
+        return self._cells("next-token", label, prompts, make, 1)
 
     def gains(
         self,
@@ -285,7 +294,7 @@ class Stages:
             return _shifted(found, start)
 
         prompts = self.inputs.test_prompts
-        return self._cells("gains", "next token: gains", prompts, make, 1)
+        return self._cells("gains", "next token: gains of prompts", prompts, make, 1)
 
     @property
     def _prompt_scope(self) -> Scope:
@@ -307,7 +316,7 @@ class Stages:
             self.progress.advance(len(block))
             return _scored(block, {"nll": nll})
 
-        return self._by_prompt("likelihoods", "test: coherence", own, make)
+        return self._by_prompt("likelihoods", "test: coherence of texts", own, make)
 
     def continuations(self, rows: Rows) -> list[Continuation]:
         """The texts as token ids, with their prompts'."""
@@ -341,7 +350,7 @@ class Stages:
         samples: int,
     ) -> Rows:
         """Rows of texts that `make` draws for each block of prompts."""
-        return self._cells(stage, f"{stage}: texts", prompts, make, samples)
+        return self._cells(stage, _label(stage, "texts"), prompts, make, samples)
 
     def _cells(
         self,
@@ -362,6 +371,22 @@ class Stages:
                 self.progress.advance(len(block) * units)
             rows += self.store.cell(cell, lambda b=block, s=start: make(b, s))
         return rows
+
+
+def _label(stage: str, unit: str) -> str:
+    """What is done, of what, in which unit.
+
+    >>> _label("reach-goal-hidden-03", "texts"), _label("reach-goal-v", "texts")
+    ('reachability: texts of hidden prompt 3', 'reachability: texts of v')
+    >>> _label("access soft_prefix", "scores"), _label("reach-natural", "texts")
+    ('reachability: scores behind soft prefix', 'reachability: natural texts')
+    >>> _label("dose", "texts"), _label("environment {a}", "texts")
+    ('dose curve: texts', 'environment {a}: texts')
+    """
+    start = next((start for start in _LABELS if stage.startswith(start)), stage)
+    rest = stage.removeprefix(start).replace("_", " ")
+    rest = str(int(rest)) if rest.isdecimal() else rest
+    return _LABELS.get(start, "{2}: {0}").format(unit, rest, stage)
 
 
 def _scored(rows: Rows, values: Mapping[str, Any], **constant: str) -> Rows:
