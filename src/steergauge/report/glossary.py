@@ -298,8 +298,8 @@ REACHABILITY: Entries = (
     (
         "Soft prefix",
         "Embeddings put before the text that are no token's: free numbers, fitted. "
-        "What no soft prefix can do, no prompt of that length can, but not the "
-        "reverse.",
+        "It needs the weights, as steering does, and is what gradient descent reached, "
+        "not the least that there could be.",
     ),
     (
         "Power",

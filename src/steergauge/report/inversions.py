@@ -21,11 +21,11 @@ _CARRIES = (
     "The search is that of arXiv 2510.15511 (SipIt): states of one layer are read back "
     "to tokens one after another, which works for natural states of the models tried "
     "there and is its control here. It goes on only from what it has recovered. Where "
-    "it stops on steered states, no token behind the text so far gives them; since "
-    "adding nearly any multiple of a vector gives the states of no text at all, what "
-    "counts is that "
-    "natural states are recovered under the same tolerance, and where the steered "
-    "ones fail. It does not say that no prompt makes the model write the same."
+    "it stops on steered states, no token behind the text so far gives them. In exact "
+    "arithmetic nearly any multiple of any vector, added where states are read, gives "
+    "those of no text at all; so what counts is that natural states are recovered "
+    "under the same tolerance, and where the steered ones fail. It does not say that "
+    "no prompt makes the model write the same."
 )
 RECOVERED, TWIN, FAILED, UNTRIED = "recovered", "twin", "failed", "untried"
 SIGNS = {RECOVERED: "✓", TWIN: "≈", FAILED: "✕", UNTRIED: "·"}

@@ -124,6 +124,9 @@ def _states(finding: Finding) -> str:
             + f"none of {every} comes nearer than the one that stands there, a whole "
             "step away, as with any step."
         ),
+        Verdict.INCONCLUSIVE: (
+            f"{_reached(details)}, of too few positions or prompts to say more."
+        ),
         Verdict.UNREACHED: (
             f"{_reached(details)}: of {every} the nearest lies "
             f"at {step or 'an unknown share'} of the step's length (median)."

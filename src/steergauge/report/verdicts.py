@@ -121,7 +121,8 @@ VERDICTS = {
         "↛", "No token that was tried gives the steered state within the tolerance."
     ),
     Verdict.FOUND: VerdictWord(
-        "★", "A prompt was found that writes the same texts, within the threshold."
+        "★",
+        "A prompt was found that writes the same first tokens, within the threshold.",
     ),
     Verdict.NOT_FOUND: VerdictWord(
         "⌕",

@@ -10,7 +10,12 @@ read, M for one through the whole model, n places in all, V tokens ::
 
 from steergauge.runs.manifold import NUM_NATURAL, NUM_SWAPS
 from steergauge.runs.plan import Inputs
-from steergauge.runs.prompting import NUM_FIT, RESPONSE_TOKENS, num_searched_on
+from steergauge.runs.prompting import (
+    DRAWN_PER_HIDDEN,
+    NUM_FIT,
+    RESPONSE_TOKENS,
+    num_searched_on,
+)
 from steergauge.runs.reachability import ALL_TOKENS, NUM_OTHERS, NUM_RANDOM
 
 NATURAL_CANDIDATES = 1024
@@ -73,6 +78,7 @@ def reach_flops(
         row = prompt + spec.search_tokens + RESPONSE_TOKENS
         tried = NUM_SEARCHES * spec.search_evaluations * (1 + spec.num_hidden)
         total += tried * NUM_FIT * row * whole
+        total += 3 * DRAWN_PER_HIDDEN * spec.num_hidden * NUM_FIT * row * whole
     if "density" in wanted:
         total += len(inputs.test_prompts) * NUM_SWAPS * below
     return total
