@@ -85,8 +85,9 @@ def test_the_floor_grows_with_the_length_of_the_step():
 @contextmanager
 def adding(monkeypatch, change):
     """Every `edits` of the package goes through `change` on its way."""
-    sound = intervention._adding
-    monkeypatch.setattr(intervention, "_adding", functools.partial(change, sound))
+    name = "_adding" if change in (twice, normalised) else "_covered"
+    sound = getattr(intervention, name)
+    monkeypatch.setattr(intervention, name, functools.partial(change, sound))
     yield
     monkeypatch.undo()
 
