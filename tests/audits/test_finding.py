@@ -91,4 +91,12 @@ def test_the_verdicts_are_those_of_the_specification_and_print_as_words():
         "IDENTIFIABLE WITHIN",
         "ONE CLASS",
         "SEVERAL CLASSES",
+        "REACHABLE",
+        "EPSILON-CLOSE",
+        "ORIGIN-NEAREST (UNREACHED)",
+        "UNREACHED",
+        "FOUND",
+        "NOT FOUND AT BUDGET",
+        "ON MANIFOLD",
+        "OFF MANIFOLD",
     }
