@@ -161,7 +161,7 @@ def test_a_token_is_shown_in_one_short_line_of_visible_signs(token) -> None:
 
 def places(path: str) -> list[list[tuple[float, float]]]:
     return [
-        [tuple(map(float, pair.split(","))) for pair in outline.split()]  # type: ignore[misc]
+        [(float(x), float(y)) for x, y in (p.split(",") for p in outline.split())]
         for outline in re.findall(r"M([^Z]*)Z", path)
     ]
 

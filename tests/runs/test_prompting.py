@@ -15,7 +15,8 @@ from steergauge.errors import BadPrompts
 from steergauge.reachability.objective import JOINT, loss
 from steergauge.runs import plan
 from steergauge.runs.execute import audit
-from steergauge.runs.prompting import DRAWN_PER_HIDDEN, NUM_FIT, Prompting
+from steergauge.runs.goals import DRAWN_PER_HIDDEN, NUM_FIT
+from steergauge.runs.prompting import Prompting
 from steergauge.runs.reachability import Reach
 from steergauge.runs.spec import spec_from
 from steergauge.runs.stages import Silent, Stages
@@ -59,7 +60,7 @@ def details(run) -> dict:
 
 def test_no_text_is_searched_on_and_judged_by_and_hidden(tried, run):
     references = tried.reach.stages.inputs.reference_prompts
-    for goal in tried.goals:
+    for goal in tried.goals.all:
         fit = {text for text, _ in goal.fit}
         examples = {text for text, _ in goal.examples}
         held = {text for text, _ in goal.held_out}
@@ -73,41 +74,41 @@ def test_no_text_is_searched_on_and_judged_by_and_hidden(tried, run):
         # A hidden prompt is a piece of a text that is none of these.
         whole = [text for text in references if goal.hidden.strip() in text]
         assert not goal.hidden or any(text not in used for text in whole)
-    assert [goal.name for goal in tried.goals] == ["v", "hidden-00", "hidden-01"]
-    assert len({goal.hidden for goal in tried.goals}) == 3
+    assert [goal.name for goal in tried.goals.all] == ["v", "hidden-00", "hidden-01"]
+    assert len({goal.hidden for goal in tried.goals.all}) == 3
 
 
 def effect(tried: Prompting, goal) -> float:
     """K(goal || unsteered) on the texts that a search is made on."""
-    return float(loss(planted.planted(), tried._aimed(goal, goal.fit), "").mean())
+    return float(loss(planted.planted(), tried.goals.aimed(goal, goal.fit), "").mean())
 
 
 def test_hidden_prompts_are_those_that_do_about_as_much_as_v(tried):
-    of_v, *hidden = (effect(tried, goal) for goal in tried.goals)
-    pieces = {one["prompt"]: one["nats"] for one in tried._measured}
+    of_v, *hidden = (effect(tried, goal) for goal in tried.goals.all)
+    pieces = {one["prompt"]: one["nats"] for one in tried.goals.measured}
     assert len(pieces) == DRAWN_PER_HIDDEN * OPTIONS["num_hidden"]
     # What a piece was measured to do is what its goal's texts, drawn later, do.
-    measured = [pieces[goal.hidden] for goal in tried.goals[1:]]
+    measured = [pieces[goal.hidden] for goal in tried.goals.all[1:]]
     np.testing.assert_allclose(hidden, measured, rtol=1e-5)
     away = {piece: abs(np.log(nats / of_v)) for piece, nats in pieces.items()}
     nearest = sorted(away, key=away.get)[: OPTIONS["num_hidden"]]
-    assert [goal.hidden for goal in tried.goals[1:]] == nearest
+    assert [goal.hidden for goal in tried.goals.all[1:]] == nearest
     # Not vacuous: pieces differ in what they do, and the first drawn are others.
     assert max(pieces.values()) > 2 * min(pieces.values())
     assert {*nearest} != {*list(pieces)[: OPTIONS["num_hidden"]]}
 
 
 def test_pieces_are_of_one_token_and_of_all_that_a_search_may_write(tried):
-    sizes = {len(one["prompt"].split()) for one in tried._measured}
+    sizes = {len(one["prompt"].split()) for one in tried.goals.measured}
     assert sizes == {1, OPTIONS["search_tokens"]} == {1, 2}
 
 
 def test_a_piece_that_does_nothing_is_not_hidden(tried):
-    nats = sorted(one["nats"] for one in tried._measured)
+    nats = sorted(one["nats"] for one in tried.goals.measured)
     loud = Prompting(tried.reach, tried.tested, nats[-2] / FLOOR_FACTOR)
-    kept = [one["prompt"] for one in tried._measured if one["nats"] == nats[-1]]
-    assert loud._hidden == kept
-    assert Prompting(tried.reach, tried.tested, nats[-1])._hidden == []
+    kept = [one["prompt"] for one in tried.goals.measured if one["nats"] == nats[-1]]
+    assert loud.goals.hidden == kept
+    assert Prompting(tried.reach, tried.tested, nats[-1]).goals.hidden == []
 
 
 def test_a_search_with_nothing_to_try_for_a_goal_has_not_found_it(tried):
@@ -138,7 +139,7 @@ def test_examples_leave_room_for_the_longest_text_that_they_are_judged_on(tmp_pa
         ]
         stages = Stages(lm, given, store, Silent())
         tried = Prompting(Reach(stages, v, 1.0, []), tested, FLOOR)
-        fitted.append("many_shot" in tried._search(tried._of_v)["searches"])
+        fitted.append("many_shot" in tried._search(tried.goals.of_v)["searches"])
     assert fitted == [True, False]
 
 
@@ -159,8 +160,8 @@ def test_the_unsteered_row_is_the_divergence_that_the_run_measured_itself(tried,
 
 
 def test_a_prompt_is_judged_from_its_text_on_texts_it_was_not_made_on(tried, details):
-    (goal, *_) = tried.goals
-    held = tried._aimed(goal, goal.held_out)
+    (goal, *_) = tried.goals.all
+    held = tried.goals.aimed(goal, goal.held_out)
     rows = {row["name"]: row for row in details["rows"]}
     for name in WRITTEN:
         prompt = rows[name]["prompt"]

@@ -21,9 +21,9 @@ from steergauge.runs import (
     arms,
     evidence,
     geometry_findings,
+    goals,
     judge,
     plan,
-    prompting,
     reachability_findings,
 )
 from steergauge.runs.alternatives import soft_null_vectors
@@ -86,7 +86,7 @@ def audit(
     wanted = spec or spec_from({}, preset=preset, **changes)
     inputs = plan.gather(lm, wanted, vector)
     if "access" in inputs.spec.audits:
-        prompting.hidden_from(lm, inputs)  # Refused now rather than after hours.
+        goals.hidden_from(lm, inputs)  # Refused now rather than after hours.
     store = Store(Path(out))
     store.open(inputs.spec, inputs.hashes(lm))
     if (store.folder / "findings.json").is_file():

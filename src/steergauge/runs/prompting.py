@@ -1,18 +1,8 @@
 """T18 in a run: prompts that do what v does, and the power of the searches for them.
 
-::
-
-    goal      searched on (reference prompts)    judged on (test prompts)
-    v         v's responses                      v's responses of the test
-    hidden k  responses behind a hidden prompt   the same
-
 Every goal is given to every search with the same budget. What a search finds on the
 fit texts is judged on the held-out ones, from its text alone. Examples for many-shot
-prompts are of reference prompts that no search is made on.
-
-Power is for tasks like the hidden ones. So more pieces of text are drawn than are
-hidden, of 1, 2, 4, ... tokens, and those are that do about as much as v does: whose
-K(hidden || unsteered) on the fit texts is nearest to K(v || unsteered), in log.
+prompts are of reference prompts that no search is made on. What the goals are: `goals`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,12 +15,10 @@ import torch
 from torch import Tensor
 
 from steergauge import scoring
-from steergauge.audits.access import FLOOR_FACTOR, Power, Row
-from steergauge.errors import BadPrompts, InputError
-from steergauge.generation import Arm, Decoding, generate
-from steergauge.intervention import Intervention, scope_named
+from steergauge.audits.access import Power, Row
+from steergauge.generation import Arm, Decoding
 from steergauge.reachability.many_shot import best, many_shot
-from steergauge.reachability.objective import Target, aimed, loss, text_of
+from steergauge.reachability.objective import loss, text_of
 from steergauge.reachability.slots import frame_of, reads_back
 from steergauge.reachability.soft_prefix import (
     projected,
@@ -39,26 +27,13 @@ from steergauge.reachability.soft_prefix import (
     soft_responses,
     soft_states,
 )
-from steergauge.reachability.token_search import hidden_prompts, search
+from steergauge.reachability.token_search import search
 from steergauge.reachability.tolerance import natural_states, steered_states
 from steergauge.runs.arms import direction_seed
-from steergauge.runs.plan import Inputs
+from steergauge.runs.goals import NUM_FIT, RESPONSE_TOKENS, Goal, Goals
 from steergauge.runs.reachability import Reach
 from steergauge.runs.store import Rows
 from steergauge.scoring import Continuation
-from steergauge.split import LanguageModel
-
-NUM_FIT = 8
-"""Texts that a search is made on."""
-
-NUM_SHOTS = 16
-"""Texts that examples are taken from."""
-
-RESPONSE_TOKENS = 16
-"""Tokens of each text that a prompt is judged by."""
-
-DRAWN_PER_HIDDEN = 6
-"""Pieces of text that are measured for each that is hidden."""
 
 LABELS = {
     "many_shot": "many-shot examples",
@@ -67,61 +42,6 @@ LABELS = {
     "soft_prefix": "soft prefix",
 }
 """Ways to look for a prompt; the last writes none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """What a prompt is to do: texts of an arm, or of the model behind a hidden prompt.
-
-    Attributes:
-        name: v, or `hidden-00` on.
-        fit: user texts with responses, to search on.
-        held_out: to judge by.
-        examples: user texts with the responses' text, for many-shot prompts.
-        steering: of the target.
-        hidden: the target's prompt.
-    """
-
-    name: str
-    fit: Sequence[tuple[str, Sequence[int]]]
-    held_out: Sequence[tuple[str, Sequence[int]]]
-    examples: Sequence[tuple[str, str]]
-    steering: Intervention | None = None
-    hidden: str = ""
-
-
-def num_searched_on(inputs: Inputs) -> int:
-    """Reference prompts to search on and to take examples from: two thirds at most."""
-    num = len(inputs.reference_prompts)
-    return min(NUM_FIT + NUM_SHOTS, num - num // 3)
-
-
-def hidden_from(lm: LanguageModel, inputs: Inputs) -> list[str]:
-    """Pieces of the reference prompts that no search is made on, to hide some of them.
-
-    Raises:
-        BadPrompts: those do not hold enough pieces, or the model lets none stand.
-    """
-    spec = inputs.spec
-    # 1, 2, 4, ... and the length that is searched for.
-    powers = {2**k for k in range(spec.search_tokens.bit_length())}
-    try:
-        return hidden_prompts(
-            lm,
-            inputs.reference_prompts[num_searched_on(inputs) :],
-            lengths=sorted({*powers, spec.search_tokens}),
-            num=DRAWN_PER_HIDDEN * spec.num_hidden,
-            least=spec.num_hidden,
-            seed=spec.seed,
-            chat=spec.chat,
-        )
-    except InputError as error:
-        raise BadPrompts(
-            f"the power of a search for prompts cannot be measured: {error.found}",
-            cause=error.cause,
-            remedy="Give more or longer neutral prompts, set a smaller search_tokens "
-            "or num_hidden in a run file, or leave the audit access out.",
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -146,122 +66,17 @@ class Prompting:
         }
 
     @cached_property
-    def goals(self) -> list[Goal]:
+    def goals(self) -> Goals:
         """What v does, and what each of the hidden prompts does."""
-        hidden = [
-            self._behind(f"hidden-{k:02d}", prompt)
-            for k, prompt in enumerate(self._hidden)
-        ]
-        return [self._of_v, *hidden]
-
-    @cached_property
-    def _of_v(self) -> Goal:
-        """What v does."""
-        steering = self.reach.steering(scope_named(self.reach.stages.spec.scope))
-        own = {"v": Arm(steering)}
-        drawn = self.reach.drawn("reach-goal-v", own, self._searched_on, 1)
-        held = [r for r in self.tested if r["arm"] == "v" and r["sample"] == 0]
-        return self._goal("v", drawn, held, steering=steering)
-
-    def _behind(self, name: str, prompt: str) -> Goal:
-        """The goal of the unsteered model behind a hidden prompt."""
-        texts = [*self._searched_on, *self._judged_on]
-        whole = [prompt + text for text in texts]
-        stage = f"reach-goal-{name}"
-        drawn = self.reach.drawn(stage, {"unsteered": Arm()}, whole, 1)
-        rows = [row | {"prompt": texts[row["prompt_index"]]} for row in drawn]
-        num = len(self._searched_on)
-        fit = [row for row in rows if row["prompt_index"] < num]
-        held = [row for row in rows if row["prompt_index"] >= num]
-        return self._goal(name, fit, held, hidden=prompt)
-
-    @property
-    def _searched_on(self) -> list[str]:
-        """Fit texts, then texts of examples."""
-        inputs = self.reach.stages.inputs
-        return list(inputs.reference_prompts[: num_searched_on(inputs)])
-
-    @property
-    def _judged_on(self) -> list[str]:
-        return list(self.reach.stages.inputs.test_prompts)
-
-    @cached_property
-    def _hidden(self) -> list[str]:
-        """The pieces that do about as much as v, by what they do to the fit texts.
-
-        Fewer than were asked for, if fewer do anything at all.
-        """
-        of_v = self._of_v
-        aim = self._aimed(of_v, of_v.fit)
-        wanted = max(float(loss(self.reach.lm, aim, "").mean()), _TINY)
-        seen = self._measured
-        visible = [one for one in seen if one["nats"] > FLOOR_FACTOR * self.floor]
-        # Python's sort is stable: of two as near, the one that was drawn first.
-        visible.sort(key=lambda one: abs(np.log(one["nats"] / wanted)))
-        return [one["prompt"] for one in visible[: self.reach.stages.spec.num_hidden]]
-
-    @cached_property
-    def _measured(self) -> list[dict[str, Any]]:
-        """Every piece that was drawn, and what it does to the fit texts, in nats."""
-        stages = self.reach.stages
-        pieces = hidden_from(self.reach.lm, stages.inputs)
-        stages.progress.begin("reachability: hidden prompts", len(pieces))
-        found = []
-        for k, piece in enumerate(pieces):
-            name = f"reach-effect-{k:03d}"
-            found.append(stages.store.record(name, lambda p=piece: self._effect(p)))
-            stages.progress.advance(1)
-        return found
-
-    def _effect(self, piece: str) -> dict[str, Any]:
-        """Nats a text by which the model behind a piece differs from the unsteered."""
-        lm, spec = self.reach.lm, self.reach.stages.spec
-        texts = self._searched_on[:NUM_FIT]
-        tokens = min(RESPONSE_TOKENS, spec.max_new_tokens)
-        drawn = generate(
-            lm,
-            [piece + text for text in texts],
-            {"unsteered": None},
-            decoding=Decoding(tokens, spec.temperature, seed=spec.seed),
-            chat=spec.chat,
-        )
-        rows = [(texts[one.index], one.token_ids) for one in drawn]
-        goal = Goal("", rows, (), (), hidden=piece)
-        nats = loss(lm, self._aimed(goal, rows), "")
-        return {"prompt": piece, "nats": float(nats.mean())}
-
-    def _goal(
-        self,
-        name: str,
-        drawn: Rows,
-        held: Rows,
-        *,
-        steering: Intervention | None = None,
-        hidden: str = "",
-    ) -> Goal:
-        rows = [(row["prompt"], _cut(row)) for row in drawn]
-        examples = [(row["prompt"], row["text"]) for row in drawn[NUM_FIT:]]
-        judged = [(row["prompt"], _cut(row)) for row in held]
-        return Goal(name, rows[:NUM_FIT], judged, examples, steering, hidden)
-
-    def _aimed(self, goal: Goal, rows: Sequence[tuple[str, Sequence[int]]]) -> Target:
-        spec = self.reach.stages.spec
-        return aimed(
-            self.reach.lm,
-            rows,
-            goal.steering,
-            prompt=goal.hidden,
-            chat=spec.chat,
-            temperature=spec.temperature,
-        )
+        return Goals(self.reach, self.tested, self.floor)
 
     @cached_property
     def found(self) -> dict[str, dict[str, Any]]:
         """For each goal, what each search found: prompts, losses on held-out texts."""
         reach, found = self.reach, {}
         stages = reach.stages
-        stages.progress.begin("reachability: prompt search", len(self.goals))
-        for goal in self.goals:
+        stages.progress.begin("reachability: prompt search", len(self.goals.all))
+        for goal in self.goals.all:
             name = f"reach-search-{goal.name}"
             found[goal.name] = stages.store.record(name, lambda g=goal: self._search(g))
             stages.progress.advance(1)
@@ -270,14 +85,17 @@ class Prompting:
     def _search(self, goal: Goal) -> dict[str, Any]:
         """Every search on one goal, judged on held-out texts."""
         lm, spec = self.reach.lm, self.reach.stages.spec
-        fit, held = self._aimed(goal, goal.fit), self._aimed(goal, goal.held_out)
+        fit, held = (
+            self.goals.aimed(goal, goal.fit),
+            self.goals.aimed(goal, goal.held_out),
+        )
         # The first is the unsteered model; nothing follows where no example fits.
         tried = many_shot(
             lm,
             fit,
             goal.examples,
             room=spec.max_new_tokens,
-            texts=self._judged_on,
+            texts=self.goals.judged_on,
         )[1:]
         sizes = {"length": spec.search_tokens, "evaluations": spec.search_evaluations}
         seed = direction_seed(spec, f"search {goal.name}", 0)
@@ -327,7 +145,7 @@ class Prompting:
         A search that had nothing to try for a goal, such as examples that fit, has not
         found it.
         """
-        hidden = [self.found[goal.name] for goal in self.goals[1:]]
+        hidden = [self.found[goal.name] for goal in self.goals.all[1:]]
         effect = np.array([np.mean(one["unsteered"]) for one in hidden])
         of_v = np.mean(self.found["v"]["unsteered"])
         scale = np.minimum(effect, of_v)
@@ -377,7 +195,7 @@ class Prompting:
 
     def _texts_of(self, name: str, seen: Mapping[str, Any] | None) -> Rows:
         """Texts of a row of the table on the test prompts, with scores."""
-        stages, prompts = self.reach.stages, self._judged_on
+        stages, prompts = self.reach.stages, self.goals.judged_on
         if seen is None:
             arm = "v" if name == "steered" else "unsteered"
             return [row for row in self.tested if row["arm"] == arm]
@@ -434,7 +252,7 @@ class Prompting:
     def _last_states(self) -> tuple[Tensor, Tensor]:
         """Steered and natural states at the last token of every test prompt."""
         reach = self.reach
-        rows = [reach.encoded(text) for text in self._judged_on]
+        rows = [reach.encoded(text) for text in self.goals.judged_on]
         lm, layer = reach.lm, reach.layer
         natural = [natural_states(lm, row, layer=layer)[-1] for row in rows]
         steered = [
@@ -448,13 +266,13 @@ class Prompting:
             chat = reach.stages.spec.chat
             found = soft_states(
                 reach.lm,
-                self._judged_on,
+                self.goals.judged_on,
                 self._embeddings,
                 layer=reach.layer,
                 chat=chat,
             )
             return found.cpu()
-        rows = [reach.encoded(seen["prompt"] + text) for text in self._judged_on]
+        rows = [reach.encoded(seen["prompt"] + text) for text in self.goals.judged_on]
         last = [natural_states(reach.lm, row, layer=reach.layer)[-1] for row in rows]
         return torch.stack(last).cpu()
 
@@ -474,14 +292,6 @@ class Prompting:
             return {"perplexity": float(np.exp(nats.sum() / max(1, tokens)))}
 
         return stages.store.record(f"access-perplexity-{name}", make)["perplexity"]
-
-
-_TINY = float(np.finfo(float).tiny)
-"""Nats of a v that does nothing, of which there is no logarithm otherwise."""
-
-
-def _cut(row: Mapping[str, Any]) -> tuple[int, ...]:
-    return tuple(row["token_ids"][:RESPONSE_TOKENS])
 
 
 def _scores(texts: Rows) -> np.ndarray | None:

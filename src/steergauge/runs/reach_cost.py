@@ -8,14 +8,14 @@ read, M for one through the whole model, n places in all, V tokens ::
     access     (1 + hidden prompts) x methods x evaluations x texts x tokens x M
 """
 
-from steergauge.runs.manifold import NUM_NATURAL, NUM_SWAPS
-from steergauge.runs.plan import Inputs
-from steergauge.runs.prompting import (
+from steergauge.runs.goals import (
     DRAWN_PER_HIDDEN,
     NUM_FIT,
     RESPONSE_TOKENS,
     num_searched_on,
 )
+from steergauge.runs.manifold import NUM_NATURAL, NUM_SWAPS
+from steergauge.runs.plan import Inputs
 from steergauge.runs.reachability import ALL_TOKENS, NUM_OTHERS, NUM_RANDOM
 
 NATURAL_CANDIDATES = 1024

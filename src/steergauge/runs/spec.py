@@ -282,7 +282,7 @@ class Spec:
                 f"steering (--steering) is {self.steering!r}.",
                 remedy="Choose from addition, ablation.",
             )
-        if self.steering == "ablation" and self.behaves | self.wants_geometry:
+        if self.steering == "ablation" and (self.behaves or self.wants_geometry):
             raise BadSpec(
                 "ablation was asked for beside audits that are about adding a vector.",
                 remedy="Ask for --audits reachability, or steer by addition.",
