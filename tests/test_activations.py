@@ -1,6 +1,8 @@
 """Streams read in batches are those of each text alone, at the position asked for."""
 
+import random
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -8,9 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.models import D_MODEL, NUM_LAYERS, tiny
 
-from steergauge.activations import Position, Reader, length_sorted
-from steergauge.errors import BadPairs, InputError, LayerOutOfRange
-from steergauge.prompts import Text, encode
+from steergauge import activations
+from steergauge.activations import (
+    TOKENS_AT_ONCE,
+    WINDOW,
+    Position,
+    Reader,
+    Room,
+    is_out_of_memory,
+    pair_rows,
+    room_on,
+    span_means,
+)
+from steergauge.errors import BadPairs, InputError, LayerOutOfRange, ModelError
+from steergauge.prompts import ContrastPair, Text, encode
 
 TEXTS = [
     Text("Write a message about the weather.", " It rains, and then it rains."),
@@ -85,17 +98,35 @@ def test_without_a_response_the_last_token_is_the_prompts():
 
 
 @given(st.integers(1, 20), st.integers(0, 20))
-def test_weights_sum_to_one_over_the_tokens_that_are_asked_for(prompt, response):
+def test_a_span_holds_the_tokens_that_are_asked_for(prompt, response):
     length = prompt + response
-    assert Position("last").weights(length, prompt).tolist() == [0.0] * (length - 1) + [
-        1.0
-    ]
-    assert Position(f"index:{-length}").weights(length, prompt)[0] == 1
-    if response:
-        weights = Position("response-mean").weights(length, prompt)
-        assert (weights[:prompt] == 0).all()
-        # float32 division, summed over at most 20 terms.
-        assert abs(float(weights.sum()) - 1) < 1e-5
+    tokens = list(range(length))
+    for rule, wanted in (
+        ("last", tokens[-1:]),
+        (f"index:{-length}", tokens[:1]),
+        (f"index:{length - 1}", tokens[-1:]),
+        ("response-mean", tokens[prompt:]),
+    ):
+        if wanted:
+            assert tokens[slice(*Position(rule).span(length, prompt))] == wanted
+
+
+def test_what_lies_outside_of_a_span_is_not_looked_at():
+    generator = torch.Generator().manual_seed(0)
+    stream = torch.randn(3, 6, 4, generator=generator)
+    spans = torch.tensor([[1, 3], [5, 6], [2, 6]])
+    inside = [stream[i, a:b].double() for i, (a, b) in enumerate(spans.tolist())]
+    poisoned = torch.full_like(stream, torch.nan)
+    for i, (a, b) in enumerate(spans.tolist()):
+        poisoned[i, a:b] = stream[i, a:b]
+    rows = span_means(poisoned, spans)
+    assert rows.dtype == torch.float64
+    for row, part in zip(rows, inside, strict=True):
+        # Sums of at most four float64 numbers of size 1.
+        assert (row - part.mean(0)).abs().max() < 1e-15
+    # One column is itself, alone or among longer spans.
+    assert torch.equal(rows[1], stream[1, 5].double())
+    assert torch.equal(span_means(stream, spans[1:2].expand(3, 2))[1], rows[1])
 
 
 def test_a_position_that_a_text_lacks_is_refused():
@@ -135,28 +166,161 @@ def test_a_read_runs_no_block_above_its_layer():
     assert rows.shape == (len(TEXTS), D_MODEL)
 
 
-@given(st.lists(st.integers(0, 40), max_size=60), st.integers(1, 7), st.integers(1, 4))
-def test_every_group_is_in_exactly_one_batch(lengths, batch_size, window):
-    groups = [(Text("x" * n, str(i)),) for i, n in enumerate(lengths)]
-    batches = list(length_sorted(groups, batch_size, window=window))
-    assert Counter(group for batch in batches for group in batch) == Counter(groups)
-    assert all(1 <= len(batch) <= batch_size for batch in batches)
+@contextmanager
+def passes(lm):
+    """Inside the `with`, the masks of all passes through the model are collected."""
+    lm.prove()
+    masks: list[torch.Tensor] = []
+    handle = lm.model.register_forward_pre_hook(
+        lambda _module, _args, given: masks.append(given["attention_mask"]),
+        with_kwargs=True,
+    )
+    try:
+        yield masks
+    finally:
+        handle.remove()
 
 
-def test_batches_within_a_window_are_sorted_by_length():
-    groups = [(Text("x" * n),) for n in (5, 1, 4, 2, 3, 0)]
-    flat = [g for batch in length_sorted(groups, 2, window=3) for g in batch]
-    assert [len(group[0].prompt) for group in flat] == [0, 1, 2, 3, 4, 5]
+def random_texts(num: int, *, low: int, high: int, seed: int = 0) -> list[Text]:
+    """Texts of `low` to `high` tokens: the tiny tokenizer merges no digits."""
+    rng = random.Random(seed)
+    lengths = [rng.randint(low, high) for _ in range(num)]
+    return [Text("".join(rng.choices("0123456789", k=n))) for n in lengths]
 
 
-def test_groups_are_taken_one_window_at_a_time():
-    taken = []
+@pytest.mark.parametrize("budget", [1, 40, 64, 1000])
+def test_a_batch_holds_no_more_padded_tokens_than_it_may(budget, monkeypatch):
+    monkeypatch.setitem(activations.TOKENS_AT_ONCE, "cpu", budget)
+    lm, texts = tiny("llama"), random_texts(50, low=1, high=30)
+    with passes(lm) as masks:
+        Reader(1).read(lm, texts)
+    assert all(mask.numel() <= budget or len(mask) == 1 for mask in masks)
+    # Every token goes through the model once.
+    ran = Counter(n for mask in masks for n in mask.sum(1).tolist())
+    assert ran == Counter(len(encode(lm, text)[0]) for text in texts)
+    assert len(masks) > 1 or budget == 1000
 
-    def groups():
-        for i in range(100):
-            taken.append(i)
-            yield (Text(str(i)),)
 
-    batches = length_sorted(groups(), 4, window=2)
-    next(batches)
-    assert len(taken) == 8
+def test_hardly_anything_is_spent_on_padding():
+    lm, texts = tiny("llama"), random_texts(WINDOW, low=12, high=40)
+    with passes(lm) as masks:
+        Reader(0).read(lm, texts)
+    padded, real = (sum(f(m) for m in masks) for f in (torch.numel, torch.sum))
+    # Sorted texts of one batch differ by one or two of 26 tokens. Not vacuous: of the
+    # texts as they come, a third would be padding.
+    assert real <= padded < 1.05 * float(real)
+    assert 1.4 * float(real) < WINDOW * 40
+    assert max(m.numel() for m in masks) <= TOKENS_AT_ONCE["cpu"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, None])
+def test_pairs_come_in_their_order_a_window_at_a_time(batch_size, monkeypatch):
+    monkeypatch.setattr(activations, "WINDOW", 8)
+    lm, reader = tiny("llama"), Reader(1)
+    texts = random_texts(22, low=1, high=30)
+    pairs = [ContrastPair(*two) for two in zip(texts[::2], texts[1::2], strict=True)]
+    done: list[int] = []
+    with passes(lm) as masks:
+        parts = list(
+            pair_rows(lm, pairs, reader, batch_size=batch_size, progress=done.append)
+        )
+    # Memory is that of a window and of a batch, whatever the number of pairs.
+    assert [len(plus) for plus, _ in parts] == [4, 4, 3]
+    assert batch_size is None or max(map(len, masks)) <= 2 * batch_size
+    assert sum(done) == len(pairs)
+    assert min(done) >= 1
+    for side, rows in zip(
+        ("positive", "negative"), map(torch.cat, zip(*parts, strict=True)), strict=True
+    ):
+        for pair, row in zip(pairs, rows, strict=True):
+            expected = alone("llama", getattr(pair, side), 1, "last")
+            assert (row - expected).abs().max() < FLOAT_NOISE
+        assert torch.pdist(rows).min() > 0.1
+
+
+@contextmanager
+def memory_for(lm, tokens: int, error: type[RuntimeError], words: str):
+    """Inside the `with`, the last block that is run fails on more padded `tokens`."""
+
+    def fail(_module, _args, output):
+        if output.shape[:2].numel() > tokens:
+            raise error(words)
+
+    lm.prove()
+    handle = lm.blocks[1].register_forward_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+OUT_OF_MEMORY = [
+    (torch.OutOfMemoryError, "CUDA out of memory. Tried to allocate 2 GiB."),
+    (RuntimeError, "DefaultCPUAllocator: can't allocate memory: you tried to ..."),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), OUT_OF_MEMORY)
+@pytest.mark.parametrize("batch_size", [None, 15])
+def test_a_batch_that_memory_does_not_hold_is_halved(error, words, batch_size):
+    lm, reader = tiny("llama"), Reader(1)
+    texts = random_texts(60, low=1, high=30)
+    pairs = [ContrastPair(*two) for two in zip(texts[::2], texts[1::2], strict=True)]
+    (expected,) = pair_rows(lm, pairs, reader, batch_size=batch_size)
+    done: list[int] = []
+    hooks = set(lm.blocks[1]._forward_hooks)
+    with passes(lm) as masks, memory_for(lm, 128, error, words):
+        (found,) = pair_rows(
+            lm, pairs, reader, batch_size=batch_size, progress=done.append
+        )
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).abs().max() < FLOAT_NOISE
+    sizes = [mask.numel() for mask in masks]
+    failed = [size for size in sizes if size > 128]
+    # Halved until it fits, once for all batches; nothing is counted twice.
+    assert len(failed) >= 2
+    assert sizes[: len(failed)] == failed
+    assert sum(done) == len(pairs)
+    assert set(lm.blocks[1]._forward_hooks) == hooks
+
+
+def test_room_that_was_too_large_stays_halved_in_later_windows(monkeypatch):
+    monkeypatch.setattr(activations, "WINDOW", 16)
+    lm, texts = tiny("llama"), random_texts(64, low=20, high=20)
+    with passes(lm) as masks, memory_for(lm, 100, *OUT_OF_MEMORY[0]):
+        Reader(1).read(lm, texts)
+    # 320 and 160 tokens fail, 80 fit: in the first window only.
+    assert [mask.numel() for mask in masks] == [320, 160, *[80] * 16]
+    assert Room(None, 16).halved(16, 20).holds(10) == 16
+
+
+def test_a_text_that_memory_does_not_hold_is_refused():
+    lm, texts = tiny("llama"), random_texts(6, low=10, high=10)
+    with (
+        memory_for(lm, 9, *OUT_OF_MEMORY[0]),
+        pytest.raises(ModelError, match="a text of 10 tokens alone does not fit"),
+    ):
+        Reader(1).read(lm, texts)
+
+
+def test_an_error_that_is_not_of_memory_is_passed_on():
+    lm, texts = tiny("llama"), random_texts(6, low=10, high=10)
+    with (
+        memory_for(lm, 9, RuntimeError, "size mismatch"),
+        pytest.raises(RuntimeError, match="size mismatch"),
+    ):
+        Reader(1).read(lm, texts)
+
+
+def test_the_allocators_own_refusal_counts_as_out_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**58)
+    assert is_out_of_memory(caught.value)
+    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert"))
+
+
+def test_no_text_has_no_rows_and_a_batch_of_nothing_is_refused():
+    lm = tiny("llama")
+    assert Reader(1).read(lm, []).shape == (0, D_MODEL)
+    with pytest.raises(InputError, match="a batch of 0 pairs"):
+        room_on(lm, 0)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from scipy import stats
 from tests.models import tiny
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from steergauge.errors import InputError
-from steergauge.generation import Decoding, Noise, draw, generate, gumbel
+from steergauge.generation import Decoding, Noise, draw, drawn, generate, gumbel
 
 NUM_DRAWS = 20_000
 LEVEL = 1e-4
@@ -185,7 +186,46 @@ def test_noise_that_is_hashed_in_pieces_is_the_same(monkeypatch):
     keys = list(range(40))
     rows = torch.arange(40)
     whole = Noise(keys, torch.device("cpu")).of(rows, 3, 50)()
-    monkeypatch.setattr("steergauge.generation.NOISE_AT_ONCE", 50 * 7)
+    monkeypatch.setattr("steergauge.drawing.AT_ONCE", {"cpu": 50 * 7})
     pieces = Noise(keys, torch.device("cpu")).of(rows, 3, 50)()
     assert torch.equal(whole, pieces)
     assert len(whole.unique()) > 1000
+
+
+def test_drawing_piece_by_piece_is_drawing(monkeypatch):
+    rows = torch.stack([distribution(50, seed) for seed in range(60)])
+    keys = [7 * (i % 9) for i in range(60)]
+    noise, everyone = Noise(keys, torch.device("cpu")), torch.arange(60)
+    for how in (Decoding(), Decoding(temperature=0.6, top_k=9, top_p=0.8)):
+        whole = draw(rows, how, gumbel(torch.tensor(keys), 4, 50))
+        for at_once in (1, 50 * 7, 2**18):
+            monkeypatch.setattr("steergauge.drawing.AT_ONCE", {"cpu": at_once})
+            before = rows.clone()
+            assert torch.equal(drawn(rows, how, noise.pieces(everyone, 50), 4), whole)
+            assert torch.equal(rows, before)
+    # Not vacuous: another step draws others.
+    assert not torch.equal(drawn(rows, how, noise.pieces(everyone, 50), 5), whole)
+
+
+def test_noise_takes_no_more_room_than_one_piece(monkeypatch):
+    d_vocab, at_once = 64, 64 * 16
+    monkeypatch.setattr("steergauge.drawing.AT_ONCE", {"cpu": at_once})
+    logits = torch.zeros(500, d_vocab)
+    pieces = Noise([i % 40 for i in range(500)], torch.device("cpu")).pieces(
+        torch.arange(500), d_vocab
+    )
+    # Rows with the same key lie together: each key is hashed for one piece, or two.
+    assert sum(len(piece.keys) for piece in pieces) <= 40 + len(pieces)
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out is not logits:
+                Largest.size = max(Largest.size, out.numel())
+            return out
+
+    with Largest():
+        drawn(logits, Decoding(), pieces, 0)
+    assert 0 < Largest.size <= at_once

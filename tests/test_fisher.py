@@ -125,7 +125,7 @@ def test_a_model_too_large_for_a_float64_copy_has_a_floor_too(monkeypatch):
         return suffix_jacobian(*args, **options)
 
     monkeypatch.setattr(module, "suffix_jacobian", watching)
-    monkeypatch.setattr("steergauge.jacobian.LARGEST_COPY", 1000)
+    monkeypatch.setattr("steergauge.widening.LARGEST_COPY", 1000)
     other = precision_floor(lm, row, shift=SHIFT)
     assert seen == [(None, True), (Mode.FORWARD, False)]
     assert copied / 10 < other < copied * 10
@@ -211,8 +211,8 @@ def test_a_half_precision_model_has_the_fisher_matrix_of_its_float32_copy():
 def test_a_model_that_is_too_large_to_be_copied_is_refused(monkeypatch):
     lm = borrowed(network("llama").bfloat16())
     num_weights = sum(weight.numel() for weight in lm.model.parameters())
-    monkeypatch.setattr("steergauge.jacobian.LARGEST_COPY", 4 * num_weights - 1)
+    monkeypatch.setattr("steergauge.widening.LARGEST_COPY", 4 * num_weights - 1)
     with pytest.raises(ModelError, match="--dtype float32"):
         fisher(lm, rows(1), shift=SHIFT)
-    monkeypatch.setattr("steergauge.jacobian.LARGEST_COPY", 4 * num_weights)
+    monkeypatch.setattr("steergauge.widening.LARGEST_COPY", 4 * num_weights)
     assert widened(lm).dtype == torch.float32

@@ -1,5 +1,7 @@
 """Files of texts are read or refused by line number; texts become padded tokens."""
 
+import copy
+import dataclasses
 import itertools
 import json
 
@@ -8,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.models import tiny
+from tokenizers.processors import TemplateProcessing
+from transformers import ByT5Tokenizer
 
 from steergauge.errors import BadPairs, BadPrompts, BadTrait, NoSuchFile
 from steergauge.prompts import (
@@ -17,6 +21,7 @@ from steergauge.prompts import (
     Text,
     chat_template_hash,
     encode,
+    encoded,
     environment,
     padded,
     pairs_hash,
@@ -175,6 +180,60 @@ def test_a_text_goes_through_the_chat_template_where_there_is_one():
     assert encode(chat, text, chat=True) == encode(chat, text)
     assert encode(chat, text, chat=False) == (plain + answer, len(plain))
     assert encode(raw, text) == (plain + answer, len(plain))
+
+
+def starting(chat: bool):
+    """The tiny tokenizer, which also adds a start token; a copy of its own."""
+    made = copy.deepcopy(tiny("llama", chat=chat).tokenizer)
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", made.bos_token_id)]
+    )
+    return made
+
+
+@pytest.mark.parametrize("chat", [None, False])
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: tiny("llama").tokenizer,
+        lambda: tiny("llama", chat=True).tokenizer,
+        lambda: starting(False),
+        lambda: starting(True),
+        ByT5Tokenizer,  # Written in Python, ends with </s>; needs no file.
+    ],
+    ids=["raw", "chat", "start-token", "chat-start-token", "python"],
+)
+def test_texts_have_the_same_tokens_together_as_alone(made, chat):
+    tokenizer = made()
+    lm = dataclasses.replace(tiny("llama"), tokenizer=tokenizer)
+    prompts = ["Hi", "Hi there, all of you", "<user>a<bot>", " x\n", "Hi", "<s>", "é"]
+    responses = ["", " Sure.", "<s>", "\n", " Sure.", "Hi"]
+    texts = [Text(p, r) for p, r in itertools.product(prompts, responses)]
+    together = encoded(lm, texts, chat=chat)
+    for text, (ids, num_prompt) in zip(texts, together, strict=True):
+        # By the tokenizer alone, one string at a time.
+        if chat is None and tokenizer.chat_template:
+            shown = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text.prompt}],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            prompt = tokenizer(shown, add_special_tokens=False)["input_ids"]
+        else:
+            prompt = tokenizer(text.prompt)["input_ids"]
+        after = tokenizer(text.response, add_special_tokens=False)["input_ids"]
+        assert (ids, num_prompt) == (prompt + after, len(prompt))
+        assert encode(lm, text, chat=chat) == (ids, num_prompt)
+    assert len({tuple(ids) for ids, _ in together}) >= 30
+    # No two texts share a list: changing one changes no other.
+    assert len({id(ids) for ids, _ in together}) == len(texts)
+
+
+def test_no_texts_have_no_tokens_and_one_empty_prompt_is_refused_among_many():
+    lm = tiny("llama")
+    assert encoded(lm, []) == []
+    with pytest.raises(BadPrompts, match="the prompt '' has no tokens"):
+        encoded(lm, [Text("Hi"), Text("", " Sure."), Text("Hi")])
 
 
 def test_the_chat_template_is_part_of_where_a_vector_comes_from():

@@ -363,16 +363,16 @@ def _around(page: Path) -> tuple[str, str]:
     """What stands before and after the tables, marks included."""
     if not page.is_file():
         raise NoSuchFile(
-            f"there is no file {page}.", remedy="Give docs/calibration.md."
+            f"there is no file {page}.", remedy="Give a page of the manual."
         )
     before, begin, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
     if not (begin and end):
         raise InputError(
             f"{page} has no place for the tables.",
-            cause="It is not the page of the manual on calibration.",
-            remedy=f"Give docs/calibration.md, or write {MARKS[0]} and {MARKS[1]} "
-            "where the tables shall stand.",
+            cause="It is another page of the manual than the one with these tables.",
+            remedy=f"Give that page, or write {MARKS[0]} and {MARKS[1]} where the "
+            "tables shall stand.",
         )
     return before + begin, end + after
 

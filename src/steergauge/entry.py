@@ -68,7 +68,7 @@ class Entry:
     def hidden(
         self, stream: Tensor, above: Mapping[int, Tensor] | None = None
     ) -> Float[Tensor, "batch predictions d_model"]:
-        """Each z_k, of rows of `stream`; the head is not run.
+        """Each z_k, of rows of `stream` and on its device; the head is not run.
 
         Args:
             stream: after block l.
@@ -87,7 +87,8 @@ class Entry:
                 cause="Its logits are made by code of its own.",
                 remedy="Please report the model id; its Jacobian is not known.",
             )
-        return seen[0][:, -self.predictions :]
+        # The head may be on another device than block l; see `sharding.py`.
+        return seen[0][:, -self.predictions :].to(self.stream.device)
 
     def logits(self, stream: Tensor) -> Logits:
         """Logits where tokens are predicted, of rows of `stream`."""
@@ -106,7 +107,7 @@ class Entry:
         yield from rows.to(self.stream).split(at_once)
 
     def _shifting(self, delta: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda stream: stream + self.covered * delta
+        return lambda stream: stream + (self.covered * delta).to(stream.device)
 
 
 def entered(lm: LanguageModel, row: Row, shift: Shift, *, cached: bool = True) -> Entry:

@@ -23,6 +23,7 @@
     |   |-- BadProbe              malformed probe file or callable
     |   |-- BadSpec               unknown key or impossible value of a run file
     |   `-- NoSuchFile
+    |-- EngineError               another engine is missing, or did not do as planned
     |-- ProbeRefused              its AUC on labelled texts is too low to judge by
     `-- StoreError                a run folder cannot be read or resumed
 
@@ -124,6 +125,10 @@ class BadSpec(InputError):
 
 class NoSuchFile(InputError):
     """A file that does not exist or cannot be read."""
+
+
+class EngineError(SteergaugeError):
+    """Another engine is missing, cannot be opened, or did not do what was planned."""
 
 
 class ProbeRefused(SteergaugeError):

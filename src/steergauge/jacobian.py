@@ -26,9 +26,9 @@ Both are exact, in float32 at least, and use attention's plain formula: the only
 with all derivatives.
 """
 
-import copy
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -38,14 +38,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad, grad
 
-from steergauge import architectures
 from steergauge.entry import Entry, Row, Shift, entered
 from steergauge.errors import InputError, ModelError
 from steergauge.readout import log_likelihood
+from steergauge.sharding import is_tensor_parallel
 from steergauge.split import LanguageModel
 from steergauge.types import Direction
+from steergauge.widening import LARGEST_COPY, widened
 
 __all__ = [
+    "LARGEST_COPY",
     "Jacobian",
     "LogitTangents",
     "Mode",
@@ -61,9 +63,6 @@ __all__ = [
 
 ENTRIES_AT_ONCE = 2**23
 """Entries of W held in float64 at once, 64 MB."""
-
-LARGEST_COPY = 2**33
-"""Bytes of the largest copy of a model that is made to widen it, 8 GiB."""
 
 FORWARD_FROM = 4
 """Predictions from which on forward mode is faster: it costs three reverse modes."""
@@ -142,10 +141,10 @@ def suffix_jacobian(
     used = _allowed(entry, mode)
     logits, slopes = _logits_and_slopes(entry)
     return Jacobian(
-        matrices=_matrices(entry, used).double(),
+        matrices=_matrices(entry, used).double().to(logits.device),
         probabilities=logits.double().softmax(-1),
         slopes=slopes.double(),
-        unembedding=entry.lm.model.get_output_embeddings().weight.detach(),
+        unembedding=entry.lm.unembedding,
         mode=used,
     )
 
@@ -185,11 +184,11 @@ def layer_jacobians(
         matrices=matrices[layers[0]],
         probabilities=logits.double().softmax(-1),
         slopes=slopes.double(),
-        unembedding=entry.lm.model.get_output_embeddings().weight.detach(),
+        unembedding=entry.lm.unembedding,
         mode=Mode.REVERSE,
     )
     return [
-        replace(shared, matrices=matrices[shift.site.layer].double())
+        replace(shared, matrices=matrices[shift.site.layer].double().to(logits.device))
         for shift in shifts
     ]
 
@@ -233,7 +232,7 @@ def logit_tangents(
         (matrices,) = _reverse(entry)
         tangents = torch.einsum("kij,nj->nki", matrices, directions.to(matrices))
     logits, slopes = _logits_and_slopes(entry)
-    head = entry.lm.model.get_output_embeddings().weight.detach()
+    head = entry.lm.unembedding
     wide = (tangents.to(head) @ head.T).double()
     return LogitTangents(logits.double(), slopes.double() * wide)
 
@@ -257,32 +256,7 @@ def score(lm: LanguageModel, row: Row, *, shift: Shift) -> Direction:
     delta = torch.zeros_like(entry.stream[0, 0]).requires_grad_()
     logits = entry.logits(entry.stream + entry.covered * delta)[0]
     (gradient,) = grad(log_likelihood(logits, entry.targets).sum(), delta)
-    return gradient.double()
-
-
-def widened(lm: LanguageModel, dtype: torch.dtype = torch.float32) -> LanguageModel:
-    """The model itself if its weights are as wide as `dtype`, else a copy that is.
-
-    The copy is exact: every weight keeps its value. A borrowed model is not converted
-    in place, for its owner may go on using it.
-
-    Raises:
-        ModelError: the copy would be too large.
-    """
-    weights = list(lm.model.parameters())
-    if all(weight.dtype.itemsize >= dtype.itemsize for weight in weights):
-        return lm
-    num_weights = sum(weight.numel() for weight in weights)
-    if num_weights * dtype.itemsize > LARGEST_COPY:
-        raise ModelError(
-            f"{lm.name} computes in {str(lm.dtype).removeprefix('torch.')}, and a "
-            f"wider copy of its {num_weights:,} weights beside it would be too large.",
-            cause="Derivatives in half precision would be mostly rounding.",
-            remedy="Load it with --dtype float32, which needs no copy.",
-        )
-    model = copy.deepcopy(lm.model).to(dtype)
-    blocks = architectures.blocks(model)
-    return replace(lm, model=model, blocks=blocks, _proved=set())
+    return gradient.double().to(lm.device)
 
 
 def _matrices(entry: Entry, mode: Mode) -> Tensor:
@@ -299,37 +273,48 @@ def _allowed(entry: Entry, preferred: Mode | None) -> Mode:
 
 
 @torch.enable_grad()
-def _graph(entry: Entry, above: Sequence[int] = ()) -> tuple[list[Tensor], Tensor]:
+def _graph(
+    entry: Entry, above: Sequence[int] = (), rows: int = 1
+) -> tuple[list[Tensor], Tensor]:
     """Deltas of 0, after block l and after those above it, and z as a function of them.
 
-    z is (predictions, d_model).
+    Each delta is (rows, d_model), of as many copies of the text, and z is
+    (rows, predictions, d_model).
     """
-    deltas = [torch.zeros_like(entry.stream[0, 0]) for _ in (entry.layer, *above)]
-    deltas = [delta.requires_grad_() for delta in deltas]
+    zeros = entry.stream.new_zeros(rows, 1, entry.stream.shape[-1])
+    deltas = [zeros.clone().requires_grad_() for _ in (entry.layer, *above)]
     stream = entry.stream + entry.covered * deltas[0]
-    return deltas, entry.hidden(stream, dict(zip(above, deltas[1:], strict=True)))[0]
+    return deltas, entry.hidden(stream, dict(zip(above, deltas[1:], strict=True)))
+
+
+def _reverse(entry: Entry, above: Sequence[int] = ()) -> list[Tensor]:
+    """J_k by block, row by row: the graph of one pass serves all rows and blocks."""
+    # The sums of tensor-parallel processes have no batched form, nor have some
+    # operations of models of their own.
+    if not is_tensor_parallel(entry.lm.model):
+        with suppress(RuntimeError):
+            return _rows(entry, above, batched=True)
+    return _rows(entry, above, batched=False)
 
 
 @torch.enable_grad()
-def _reverse(entry: Entry, above: Sequence[int] = ()) -> list[Tensor]:
-    """J_k by block, row by row: the graph of one pass serves all rows and blocks."""
-    deltas, hidden = _graph(entry, above)
+def _rows(entry: Entry, above: Sequence[int], *, batched: bool) -> list[Tensor]:
+    """J_k by block, from one graph, or from one of a copy of the text for each row."""
     identity = torch.eye(entry.stream.shape[-1])
-    found: list[list[Tensor]] = [[] for _ in deltas]
-    for z in hidden:
-        parts = [_rows(z, deltas, batch) for batch in entry.batches(identity)]
-        for own, columns in zip(found, zip(*parts, strict=True), strict=True):
-            own.append(torch.cat(columns))
-    return [torch.stack(own) for own in found]
-
-
-def _rows(z: Tensor, deltas: list[Tensor], batch: Tensor) -> tuple[Tensor, ...]:
-    """Rows `batch` of dz / ddelta, for each delta."""
-    try:
-        return grad(z, deltas, batch, retain_graph=True, is_grads_batched=True)
-    except RuntimeError:  # An operation of the model's own that has no batched form.
-        each = [grad(z, deltas, row, retain_graph=True) for row in batch]
-        return tuple(torch.stack(rows) for rows in zip(*each, strict=True))
+    deltas, hidden = _graph(entry, above) if batched else ([], entry.stream)
+    parts = []
+    for batch in entry.batches(identity):
+        if not batched:
+            deltas, hidden = _graph(entry, above, len(batch))
+        of_batch = []
+        for z in hidden.unbind(1):
+            back = batch[:, None] if batched else batch
+            by_block = grad(
+                z, deltas, back, retain_graph=True, is_grads_batched=batched
+            )
+            of_batch.append(torch.stack([rows.flatten(1) for rows in by_block]))
+        parts.append(torch.stack(of_batch, dim=1))
+    return list(torch.cat(parts, dim=2))
 
 
 def _forward(entry: Entry) -> Tensor:
@@ -356,15 +341,17 @@ def _tangents(
 
 def _has_forward(entry: Entry) -> bool:
     """Whether forward mode runs, and agrees with reverse mode in c' J u."""
+    if is_tensor_parallel(entry.lm.model):
+        return False  # The sums over processes know nothing of tangents.
     (delta,), hidden = _graph(entry)
     u, c = torch.cos(torch.arange(delta.numel()).to(delta)), torch.sin(hidden.detach())
     try:
-        column = _tangents(entry, u[None])[0]
+        column = _tangents(entry, u[None])
     except RuntimeError:  # NotImplementedError is one.
         return False
     (row,) = grad(hidden, delta, c)
     scale = torch.linalg.vector_norm(column) * torch.linalg.vector_norm(c)
-    return bool(((c * column).sum() - row @ u).abs() <= 1e-3 * scale)
+    return bool(((c * column).sum() - row.flatten() @ u).abs() <= 1e-3 * scale)
 
 
 @torch.enable_grad()
@@ -388,6 +375,7 @@ def _logits_and_slopes(entry: Entry) -> tuple[Tensor, Tensor]:
     (slopes,) = grad(logits.sum(), inputs[-1], retain_graph=True)
     weights = torch.cos(torch.arange(logits.shape[-1])).to(logits)
     (weighted,) = grad((weights * logits).sum(), inputs[-1])
+    slopes, weighted = slopes.to(logits.device), weighted.to(logits.device)
     if float((weighted - weights * slopes).abs().max()) > 1e-4 * float(slopes.max()):
         raise ModelError(
             f"{entry.lm.name} mixes its logits after the unembedding.",

@@ -30,6 +30,15 @@ Device = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread a model that is too large for one device: auto, balanced or "
+        "sequential (needs steergauge[sharded]).",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(

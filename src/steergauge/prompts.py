@@ -12,6 +12,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -268,34 +269,54 @@ def encode(
     Raises:
         BadPrompts: the text is empty.
     """
-    tokenizer = lm.tokenizer
-    if uses_chat(lm, chat):
-        messages = [{"role": "user", "content": text.prompt}]
-        prompt = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+    (found,) = encoded(lm, [text], chat=chat)
+    return found
+
+
+def encoded(
+    lm: LanguageModel, texts: Sequence[Text], *, chat: bool | None = None
+) -> list[tuple[list[int], int]]:
+    """What `encode` says of each text, every distinct string tokenised once.
+
+    Raises:
+        BadPrompts: a text is empty.
+    """
+    if not texts:
+        return []
+    prompts = list(dict.fromkeys(text.prompt for text in texts))
+    responses = list(dict.fromkeys(text.response for text in texts))
+    chatting, shown = uses_chat(lm, chat), prompts
+    if chatting:
+        shown = lm.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            add_generation_prompt=True,
+            tokenize=False,
         )
-        ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    else:
-        ids = tokenizer(text.prompt)["input_ids"]
-    if not ids:
+    # A chat template writes the special tokens itself.
+    ids = lm.tokenizer(shown, add_special_tokens=not chatting)["input_ids"]
+    before = dict(zip(prompts, ids, strict=True))
+    ids = lm.tokenizer(responses, add_special_tokens=False)["input_ids"]
+    after = dict(zip(responses, ids, strict=True))
+    empty = [prompt for prompt, row in before.items() if not row]
+    if empty:
         raise BadPrompts(
-            f"the prompt {text.prompt!r} has no tokens.",
+            f"the prompt {empty[0]!r} has no tokens.",
             remedy="Give it some text, or use a tokenizer that adds a start token.",
         )
-    response = tokenizer(text.response, add_special_tokens=False)["input_ids"]
-    return list(ids) + list(response), len(ids)
+    sides = ((before[text.prompt], after[text.response]) for text in texts)
+    return [([*prompt, *response], len(prompt)) for prompt, response in sides]
 
 
 def padded(
     rows: Sequence[Sequence[int]], *, device: torch.device | str = "cpu"
 ) -> tuple[TokenIds, Mask]:
     """Rows of token ids as one left-padded batch with its mask."""
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        ids[i, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[i, width - len(row) :] = True
+    lengths = torch.tensor([len(row) for row in rows])
+    width = int(lengths.max())
+    mask = torch.arange(width) >= width - lengths[:, None]
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    # Where a mask is True is gone through row by row, as the tokens are here.
+    ids[mask] = torch.tensor([*chain.from_iterable(rows)], dtype=torch.long)
     return ids.to(device), mask.to(device)
 
 

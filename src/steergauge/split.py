@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from steergauge import sharding
 from steergauge.errors import (
     LayerOutOfRange,
     NotTheSuffix,
@@ -82,8 +84,14 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
-        return self.model.device
+        """Where token ids go and logits come back; streams are where their block is."""
+        return sharding.device_of(self.model.get_input_embeddings())
+
+    @property
+    def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:
+        """W, whole and on `device`; where the model is shared out, a copy of it."""
+        head = self.model.get_output_embeddings()
+        return sharding.weight_of(self.model, head).to(self.device)
 
     def logits(
         self,
@@ -215,7 +223,8 @@ class LanguageModel:
         no_grad = nullcontext() if _wants_grad(inputs) else torch.no_grad()
         with no_grad:
             logits = self.model(**inputs, **arguments).logits
-        return logits[:, -keep:]
+        # The last device of several, or that of a stream that was entered.
+        return logits[:, -keep:].to(self.device)
 
     def check_layer(self, layer: int) -> None:
         """Raise LayerOutOfRange unless the model has a block `layer`."""

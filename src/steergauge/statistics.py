@@ -41,6 +41,7 @@ def two_way_bootstrap(
     fixed: Collection[str] = (),
     num_draws: int = NUM_DRAWS,
     seed: int = 0,
+    stretch: float | None = None,
 ) -> dict[str, Draws]:
     """Bootstrap draws of every table's grand mean, with prompts resampled jointly.
 
@@ -54,6 +55,9 @@ def two_way_bootstrap(
             that there are; they are not resampled.
         num_draws: how many resamples.
         seed: of the resampling.
+        stretch: of the prompts' weights, instead of Student's factor: that of
+            intervals that hold at every look (see `sequential`). Directions are drawn
+            once, however often is looked, and keep theirs.
 
     Raises:
         ValueError: tables differ in their number of prompts, or are empty.
@@ -62,7 +66,7 @@ def two_way_bootstrap(
     if len(widths) != 1 or 0 in widths:
         raise ValueError(f"tables need the same prompts, got widths {sorted(widths)}")
     generator = np.random.default_rng(seed)
-    prompts = resampling_weights(generator, num_draws, widths.pop())
+    prompts = resampling_weights(generator, num_draws, widths.pop(), stretch=stretch)
     draws = {}
     for name, table in tables.items():
         rows = len(table)
@@ -76,19 +80,25 @@ def two_way_bootstrap(
 
 
 def resampling_weights(
-    generator: np.random.Generator, num_draws: int, size: int
+    generator: np.random.Generator,
+    num_draws: int,
+    size: int,
+    *,
+    stretch: float | None = None,
 ) -> Float[np.ndarray, "draws size"]:
     """How much each of `size` items counts in each resample; rows sum to 1.
 
     A plain bootstrap of few items is too narrow: its variance is short by (size - 1) /
     size, and its quantiles are those of the normal, not of Student's t. The deviations
-    of the weights are stretched by both factors, which matters below 30 items.
+    of the weights are stretched by both factors, which matters below 30 items. With
+    `stretch`, that number takes the place of Student's factor.
     """
     counts = generator.multinomial(size, np.full(size, 1 / size), size=num_draws)
     if size == 1:
         return counts.astype(float)
-    student = stats.t.ppf(0.975, size - 1) / stats.norm.ppf(0.975)
-    stretch = student * np.sqrt(size / (size - 1))
+    if stretch is None:
+        stretch = float(stats.t.ppf(0.975, size - 1) / stats.norm.ppf(0.975))
+    stretch *= float(np.sqrt(size / (size - 1)))
     return 1 / size + stretch * (counts - 1) / size
 
 

@@ -153,7 +153,13 @@ def bars() -> Generator[Bars | Lines]:
 
 
 def loaded_model(
-    model: str, revision: str, dtype: str, device: str | None, trust_remote_code: bool
+    model: str,
+    revision: str,
+    dtype: str,
+    device: str | None,
+    trust_remote_code: bool,
+    *,
+    device_map: str | None = None,
 ) -> "LanguageModel":
     """The model that a verb's options name, while its name is shown."""
     with err.status(f"loading {model}"):
@@ -167,6 +173,7 @@ def loaded_model(
             revision=revision or None,
             dtype=dtype,
             device=device,
+            device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
 

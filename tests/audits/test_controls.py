@@ -136,6 +136,18 @@ def test_sign_flips_are_signed_means_of_the_pairs_differences(batch_size):
     assert not torch.allclose((basis.T @ coordinates)[:, 0], isotropic, atol=0.5)
 
 
+def test_batch_size_does_not_change_which_sign_a_pair_gets():
+    lm, v, reader = tiny("llama"), vector(), Reader(1)
+    sizes = (1, 3, None)
+    one, few, whole = (
+        rows(sign_flips(lm, v, PAIRS, reader, num=5, batch_size=n)) for n in sizes
+    )
+    # Batches of other shapes take other float32 kernels; v is 20 long.
+    assert np.abs(one - whole).max() < 1e-3
+    assert np.abs(few - whole).max() < 1e-3
+    assert np.abs(whole[0] - whole[1]).max() > 0.5
+
+
 def test_sign_flips_have_the_norm_of_v_and_mean_0():
     v, num = vector(), 600
     flips = sign_flips(tiny("llama"), v, PAIRS, Reader(1), num=num)

@@ -62,7 +62,7 @@ def test_it_is_the_mean_of_the_pairs_differences(family, rule):
 def test_batch_size_and_order_of_pairs_do_not_matter():
     lm, reader = tiny("llama"), Reader(LAYER)
     whole = mean_difference(lm, PAIRS, reader, batch_size=100)
-    for batch_size in (1, 2, 3):
+    for batch_size in (1, 2, 3, None):
         other = mean_difference(lm, PAIRS[::-1], reader, batch_size=batch_size)
         gap = (whole.vector.direction - other.vector.direction).abs().max()
         assert gap < FLOAT_NOISE

@@ -165,13 +165,11 @@ def test_the_rows_are_the_streams_of_the_same_pairs(rule):
     assert done == [3, 3, 1]
     assert streams.positive.dtype == np.float64
     assert streams.positive.shape == (len(PAIRS), D_MODEL)
-    for pair in PAIRS:
+    # Row i is pair i. Batches of other shapes take other float32 kernels: 6e-6 seen.
+    for i, pair in enumerate(PAIRS):
         want = reader.read(lm, [pair.positive, pair.negative]).numpy()
-        # Batches of other shapes take other float32 kernels: 6e-6 seen.
-        apart = np.abs(streams.positive - want[0]).max(1)
-        row = int(apart.argmin())
-        assert apart[row] < 5e-5
-        assert np.abs(streams.negative[row] - want[1]).max() < 5e-5
+        assert np.abs(streams.positive[i] - want[0]).max() < 5e-5
+        assert np.abs(streams.negative[i] - want[1]).max() < 5e-5
 
 
 @pytest.mark.parametrize("method", list(METHODS))

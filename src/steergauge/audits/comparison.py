@@ -8,13 +8,14 @@ it, and is looked for among many, so their intervals are widened (Bonferroni).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from steergauge.audits.finding import FIXED_FAMILIES, Verdict
+from steergauge.audits.finding import FIXED_FAMILIES, Finding, Verdict
+from steergauge.sequential import Looks
 from steergauge.statistics import (
     Draws,
     Estimate,
@@ -40,6 +41,28 @@ ONE_DIRECTION = (
     "A single random direction was run, and nothing can be said of others: give at "
     "least two."
 )
+
+
+def reach(looks: Looks | None, table: Table) -> float | None:
+    """By what the bootstrap of `table`'s prompts is stretched; None: Student's factor.
+
+    Args:
+        looks: of a sequential run; None for a run that is judged once.
+        table: (directions, prompts).
+    """
+    return None if looks is None else looks.stretch(table.shape[1])
+
+
+def at_looks(finding: Finding, looks: Looks | None) -> Finding:
+    """The finding, and that its intervals hold at every look of a sequential run."""
+    if looks is None:
+        return finding
+    details = {"looks": list(looks.numbers), "planned_prompts": looks.planned}
+    return replace(
+        finding,
+        reasons=(*finding.reasons, looks.reason(finding.num_prompts)),
+        details={**finding.details, **details},
+    )
 
 
 def is_drawn(family: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steergauge.activations import Reader, length_sorted
+from steergauge.activations import Reader, pair_rows
 from steergauge.errors import BadPairs
 from steergauge.prompts import ContrastPair
 from steergauge.split import LanguageModel
@@ -48,7 +48,7 @@ def sign_flips(
     *,
     num: int,
     seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
 ) -> list[SteeringVector]:
     """`num` differences between two random halves of the pairs, of v's norm.
 
@@ -59,13 +59,11 @@ def sign_flips(
     """
     signs = _balanced_signs(num, len(pairs), seed)
     sums, done = torch.zeros(num, lm.d_model, dtype=torch.float64), 0
-    grouped = ((pair.positive, pair.negative) for pair in pairs)
-    for batch in length_sorted(grouped, batch_size):
-        plus, minus = zip(*batch, strict=True)
-        rows = reader.read(lm, [*plus, *minus])
-        differences = rows[: len(batch)] - rows[len(batch) :]
-        sums += signs[:, done : done + len(batch)] @ differences
-        done += len(batch)
+    # The signs are dealt by the texts' length, whatever shares a batch.
+    dealt = sorted(pairs, key=_length)
+    for plus, minus in pair_rows(lm, dealt, reader, batch_size=batch_size):
+        sums += signs[:, done : done + len(plus)] @ (plus - minus)
+        done += len(plus)
     unit = vector.direction.double() / vector.norm
     sums = sums - torch.outer(sums @ unit, unit)
     least = float(torch.linalg.vector_norm(sums, dim=-1).min())
@@ -80,6 +78,11 @@ def sign_flips(
         _matched(vector, row, f"sign flip {i} of the pairs, seed {seed}")
         for i, row in enumerate(sums)
     ]
+
+
+def _length(pair: ContrastPair) -> int:
+    """Characters of the longer side."""
+    return max(len(t.prompt + t.response) for t in (pair.positive, pair.negative))
 
 
 def _balanced_signs(num: int, num_pairs: int, seed: int) -> Tensor:

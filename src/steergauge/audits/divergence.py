@@ -20,9 +20,12 @@ from dataclasses import replace
 from steergauge.audits.comparison import (
     MINIMUM_DIRECTIONS,
     ONE_DIRECTION,
+    at_looks,
     is_drawn,
+    reach,
 )
 from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
+from steergauge.sequential import Looks
 from steergauge.statistics import (
     Draws,
     Estimate,
@@ -54,6 +57,7 @@ def divergence(
     score_gap: Estimate | None = None,
     budget: float = RELATIVE_BUDGET,
     seed: int = 0,
+    looks: Looks | None = None,
 ) -> Finding:
     """Whether v' writes what v writes, to within a share of what v itself changes.
 
@@ -69,8 +73,12 @@ def divergence(
             probe; it must lie below the certificate.
         budget: largest K(v || v') / K(v || unsteered) that still counts as the same.
         seed: of the bootstrap.
+        looks: of a sequential run, whose intervals hold at all of them.
     """
-    draws = two_way_bootstrap(divergences, fixed=FIXED_FAMILIES, seed=seed)
+    stretch = reach(looks, divergences["unsteered"])
+    draws = two_way_bootstrap(
+        divergences, fixed=FIXED_FAMILIES, seed=seed, stretch=stretch
+    )
     effect = _not_negative(estimate(divergences["unsteered"], draws["unsteered"]))
     seen = _not_negative(estimate(divergences[candidate], draws[candidate]))
     num_prompts = divergences["unsteered"].shape[1]
@@ -78,7 +86,7 @@ def divergence(
     if len(divergences[candidate]) < MINIMUM_DIRECTIONS and is_drawn(candidate):
         verdict = Verdict.UNINFORMATIVE
         reasons.insert(0, ONE_DIRECTION)
-    return Finding(
+    found = Finding(
         audit="divergence",
         code="T4",
         subject=subject,
@@ -107,6 +115,7 @@ def divergence(
             "tokens_to_detect": tokens_to_detect(seen.value, tokens),
         },
     )
+    return at_looks(found, looks)
 
 
 def certificate(nats: float) -> float:

@@ -14,10 +14,13 @@ from steergauge.audits.comparison import (
     MINIMUM_PROMPTS,
     ONE_DIRECTION,
     Comparison,
+    at_looks,
     compared,
     is_drawn,
+    reach,
 )
 from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
+from steergauge.sequential import Looks
 from steergauge.statistics import Draws, Table, two_way_bootstrap
 
 MARGIN = 0.2
@@ -48,6 +51,7 @@ def equivalence(
     num_samples: int,
     margin: float = MARGIN,
     seed: int = 0,
+    looks: Looks | None = None,
 ) -> Finding:
     """Whether the lift of `candidate` equals that of `v` within `margin`.
 
@@ -60,15 +64,18 @@ def equivalence(
         num_samples: samples a prompt behind each entry.
         margin: largest relative difference that still counts as the same.
         seed: of the bootstrap.
+        looks: of a sequential run, whose intervals hold at all of them.
     """
-    draws = two_way_bootstrap(lifts, fixed=FIXED_FAMILIES, seed=seed)
+    draws = two_way_bootstrap(
+        lifts, fixed=FIXED_FAMILIES, seed=seed, stretch=reach(looks, lifts["v"])
+    )
     seen = compared(lifts, draws, candidate, margin=margin)
     num_prompts = lifts["v"].shape[1]
     verdict, reasons = _judge(seen, manipulation, num_prompts)
     if len(lifts[candidate]) < MINIMUM_DIRECTIONS and is_drawn(candidate):
         verdict = Verdict.UNINFORMATIVE
         reasons.insert(0, ONE_DIRECTION)
-    return Finding(
+    found = Finding(
         audit="equivalence",
         code="T3",
         subject=subject,
@@ -92,6 +99,7 @@ def equivalence(
             "short_of_directions": seen.short_of_directions,
         },
     )
+    return at_looks(found, looks)
 
 
 def without_probe(subject: str) -> Finding:

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from steergauge.audits.comparison import at_looks, reach
 from steergauge.audits.finding import FIXED_FAMILIES, Control, Finding, Verdict
+from steergauge.sequential import Looks
 from steergauge.statistics import (
     Estimate,
     Table,
@@ -36,6 +38,7 @@ def manipulation(
     minimum_lift: float = MINIMUM_LIFT,
     seed: int = 0,
     details: Mapping[str, Any] | None = None,
+    looks: Looks | None = None,
 ) -> Finding:
     """PASS if v's lift is above 0, above `minimum_lift` and above matched nulls.
 
@@ -47,8 +50,11 @@ def manipulation(
         minimum_lift: smallest lift worth auditing.
         seed: of the bootstrap.
         details: dose curve and the like, passed on to the finding.
+        looks: of a sequential run, whose intervals hold at all of them.
     """
-    draws = two_way_bootstrap(lifts, fixed=FIXED_FAMILIES, seed=seed)
+    draws = two_way_bootstrap(
+        lifts, fixed=FIXED_FAMILIES, seed=seed, stretch=reach(looks, lifts["v"])
+    )
     lift = estimate(lifts["v"], draws["v"])
     nulls = np.concatenate(
         [lifts[name].mean(1) for name in ("random", "sign_flip") if name in lifts]
@@ -63,7 +69,7 @@ def manipulation(
         f"above {minimum_lift:g}, and above all that {len(nulls)} matched random "
         f"steps may reach by chance, {threshold:+.3f} (rank p = {p_value:.3f})."
     ]
-    return Finding(
+    found = Finding(
         audit="manipulation",
         code="T1",
         subject="",
@@ -84,6 +90,7 @@ def manipulation(
             **(details or {}),
         },
     )
+    return at_looks(found, looks)
 
 
 def null_threshold(nulls: Float[np.ndarray, " nulls"]) -> float:
@@ -94,8 +101,16 @@ def null_threshold(nulls: Float[np.ndarray, " nulls"]) -> float:
     """
     if len(nulls) == 0:
         return float("nan")
-    allowed = max(0, int(0.05 * (len(nulls) + 1) + 1e-9) - 1)
-    return float(np.sort(nulls)[-1 - allowed])
+    return float(np.sort(nulls)[-1 - allowed_above(len(nulls))])
+
+
+def allowed_above(num_nulls: int) -> int:
+    """How many nulls may lie above v at a rank p-value of at most 0.05.
+
+    >>> allowed_above(20), allowed_above(39)
+    (0, 1)
+    """
+    return max(0, int(0.05 * (num_nulls + 1) + 1e-9) - 1)
 
 
 def without_probe(details: Mapping[str, Any] | None = None) -> Finding:

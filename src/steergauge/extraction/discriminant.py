@@ -14,7 +14,6 @@ shift, so v gets the mean difference's.
 
 import numpy as np
 from scipy.linalg import solve
-from sklearn.covariance import ledoit_wolf
 
 from steergauge.errors import BadPairs
 from steergauge.extraction.paired_streams import PairedStreams, Vector
@@ -26,6 +25,9 @@ def discriminant(streams: PairedStreams) -> Vector:
     Raises:
         BadPairs: all texts of a side have the same stream, on both sides.
     """
+    # Here: what extracts without it needs no scikit-learn.
+    from sklearn.covariance import ledoit_wolf
+
     sides = (streams.positive, streams.negative)
     within = np.concatenate([side - side.mean(0) for side in sides])
     if not within.any():

@@ -15,8 +15,6 @@ import warnings
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.decomposition import FastICA
-from sklearn.exceptions import ConvergenceWarning
 
 from steergauge.extraction.paired_streams import PairedStreams, Vector
 from steergauge.extraction.recovery import Components, check_spanned, steadiest_part
@@ -37,6 +35,10 @@ def independent_sources(
     Raises:
         BadPairs: the rows span fewer than `num` dimensions around their mean.
     """
+    # Here: what extracts without it needs no scikit-learn.
+    from sklearn.decomposition import FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
     check_spanned(rows - rows.mean(0), num)
     search = FastICA(num, whiten="unit-variance", max_iter=MAX_STEPS, random_state=seed)
     with warnings.catch_warnings():

@@ -18,7 +18,6 @@ Probe directions are steered along in arXiv 2306.03341.
 """
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 from steergauge.extraction.paired_streams import PairedStreams, Vector
 
@@ -30,6 +29,9 @@ MAX_STEPS = 1000
 
 def logistic(streams: PairedStreams) -> Vector:
     """The weights that tell the sides apart, at the norm of the mean difference."""
+    # Here: what extracts without it needs no scikit-learn.
+    from sklearn.linear_model import LogisticRegression
+
     centred = streams.pooled - streams.pooled.mean(0)
     scale = float(np.sqrt(np.square(centred).mean())) or 1.0
     sides = np.repeat([1, -1], len(streams.positive))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from steergauge.activations import Reader, length_sorted
+from steergauge.activations import Reader, pair_rows
 from steergauge.errors import BadPairs
 from steergauge.extraction.provenance import provenance_of
 from steergauge.prompts import ContrastPair
@@ -46,7 +46,7 @@ def mean_difference(
     pairs: Sequence[ContrastPair],
     reader: Reader,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Extraction:
@@ -56,7 +56,8 @@ def mean_difference(
         lm: the model; only its blocks 0..layer are run.
         pairs: contrast pairs.
         reader: layer, position rule and chat template.
-        batch_size: pairs that go through the model together.
+        batch_size: most pairs that go through the model together; None means as many
+            texts as the device works well with.
         seed: recorded as the seed of the pairs' selection.
         progress: called with the number of pairs done since the last call.
 
@@ -69,15 +70,13 @@ def mean_difference(
             "no contrast pairs were given.", remedy="Give at least two pairs."
         )
     moments, norms = Moments.empty(lm.d_model), []
-    grouped = ((pair.positive, pair.negative) for pair in pairs)
-    for batch in length_sorted(grouped, batch_size):
-        plus, minus = zip(*batch, strict=True)
-        rows = reader.read(lm, [*plus, *minus])
-        moments = moments.update(rows[: len(batch)] - rows[len(batch) :])
+    for plus, minus in pair_rows(
+        lm, pairs, reader, batch_size=batch_size, progress=progress
+    ):
+        moments = moments.update(plus - minus)
         if len(norms) < NUM_NORMS:
-            norms.extend(torch.linalg.vector_norm(rows, dim=-1).tolist())
-        if progress:
-            progress(len(batch))
+            read = torch.cat([plus, minus])
+            norms.extend(torch.linalg.vector_norm(read, dim=-1).tolist())
     vector = SteeringVector(
         direction=moments.mean.float(),
         site=Site(reader.layer),

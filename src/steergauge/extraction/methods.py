@@ -58,7 +58,7 @@ def extraction_by(
     reader: Reader,
     *,
     method: str,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Extraction:
@@ -70,7 +70,8 @@ def extraction_by(
         reader: layer, position rule and chat template.
         method: a name of METHODS. Only mean-difference streams; the others keep all
             rows.
-        batch_size: pairs that go through the model together.
+        batch_size: most pairs that go through the model together; None means as many
+            texts as the device works well with.
         seed: recorded as the seed of the pairs' selection.
         progress: called with the number of pairs done since the last call.
 

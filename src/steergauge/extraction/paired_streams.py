@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from steergauge.activations import Reader, length_sorted
+from steergauge.activations import Reader, pair_rows
 from steergauge.errors import BadPairs
 from steergauge.prompts import ContrastPair
 from steergauge.split import LanguageModel
@@ -79,30 +79,28 @@ def paired_streams(
     pairs: Sequence[ContrastPair],
     reader: Reader,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> PairedStreams:
-    """The streams of `pairs`, sorted by length in windows as they were read.
+    """The streams of `pairs`, in their order.
 
     Args:
         lm: the model; only its blocks 0..layer are run.
         pairs: contrast pairs.
         reader: layer, position rule and chat template.
-        batch_size: pairs that go through the model together.
+        batch_size: most pairs that go through the model together; None means as many
+            texts as the device works well with.
         progress: called with the number of pairs done since the last call.
 
     Raises:
         BadPairs: fewer than two, or they lack the position that is read.
         LayerOutOfRange: the model has no such block.
     """
-    positive = [torch.empty(0, lm.d_model, dtype=torch.float64)]
-    negative = [torch.empty(0, lm.d_model, dtype=torch.float64)]
-    grouped = ((pair.positive, pair.negative) for pair in pairs)
-    for batch in length_sorted(grouped, batch_size):
-        plus, minus = zip(*batch, strict=True)
-        rows = reader.read(lm, [*plus, *minus])
-        positive.append(rows[: len(batch)])
-        negative.append(rows[len(batch) :])
-        if progress:
-            progress(len(batch))
+    empty = torch.empty(0, lm.d_model, dtype=torch.float64)
+    positive, negative = [empty], [empty]
+    for plus, minus in pair_rows(
+        lm, pairs, reader, batch_size=batch_size, progress=progress
+    ):
+        positive.append(plus)
+        negative.append(minus)
     return PairedStreams(torch.cat(positive).numpy(), torch.cat(negative).numpy())

@@ -3,6 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -47,6 +48,14 @@ def provenance_of(
         seed=seed,
         median_norm=float(torch.tensor(norms).median()),
         parent=parent,
-        versions={name: importlib.metadata.version(name) for name in LIBRARIES}
-        | {"python": platform.python_version()},
+        versions=_versions(),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that are installed; a source tree that is imported has none."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -23,8 +23,6 @@ A vector is v = b_k mean_i s_ik, k the component that shifts most steadily.
 import warnings
 
 import numpy as np
-from sklearn.decomposition import DictionaryLearning
-from sklearn.exceptions import ConvergenceWarning
 
 from steergauge.extraction.paired_streams import PairedStreams, PairRows, Vector
 from steergauge.extraction.recovery import Components, check_spanned, steadiest_part
@@ -48,6 +46,10 @@ def sparse_shifts(differences: PairRows, num: int, *, seed: int = 0) -> Componen
     Raises:
         BadPairs: the differences span fewer than `num` dimensions.
     """
+    # Here: what extracts without it needs no scikit-learn.
+    from sklearn.decomposition import DictionaryLearning
+    from sklearn.exceptions import ConvergenceWarning
+
     check_spanned(differences, num)
     left, size, right = np.linalg.svd(differences, full_matrices=False)
     root = np.sqrt(len(differences))

@@ -31,12 +31,10 @@ Bonferroni's rule, which can only make p too large.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.covariance import LedoitWolf
-from sklearn.decomposition import PCA
-from sklearn.neighbors import NearestNeighbors
 
 from steergauge.errors import InputError
 
@@ -170,6 +168,10 @@ def fitted(states: States, *, neighbours: int = NEIGHBOURS) -> Natural:
 
 
 def _whitening(states: States) -> Whitening:
+    # Here: the rest of the package's reachability needs no scikit-learn.
+    from sklearn.covariance import LedoitWolf
+    from sklearn.decomposition import PCA
+
     num, width = states.shape
     kept = min(width, num // STATES_A_COMPONENT)
     found = PCA(n_components=kept, svd_solver="full").fit(states)
@@ -184,7 +186,9 @@ def _whitening(states: States) -> Whitening:
     return Whitening(found.mean_, found.components_, variances, max(rest, floor))
 
 
-def _search(reference: States, neighbours: int) -> NearestNeighbors:
+def _search(reference: States, neighbours: int) -> Any:
+    from sklearn.neighbors import NearestNeighbors
+
     # In so many dimensions a tree is no faster.
     search = NearestNeighbors(n_neighbors=neighbours, algorithm="brute")
     return search.fit(reference)

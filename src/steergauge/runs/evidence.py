@@ -4,12 +4,14 @@ A table has one row per random direction of a family (`perp[0]`, `perp[1]`, ... 
 family) and one column per prompt; an entry is the mean over that cell's samples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from steergauge.audits.comparison import oriented
+from steergauge.audits.finding import MOST_DIFFERENT
 from steergauge.generation import Arm
 from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
@@ -111,6 +113,24 @@ def lifts(rows: Rows) -> dict[str, Table]:
     scores = per_prompt(rows, "score")
     base = scores["unsteered"]
     return families({name: column - base for name, column in scores.items()})
+
+
+def compared_lifts(rows: Rows, alpha: float) -> dict[str, Table]:
+    """Lifts of what T1 and T3 compare, positive in the direction of alpha."""
+    return {
+        name: oriented(table, alpha)
+        for name, table in lifts(rows).items()
+        if shares_noise_and_alpha(name)
+    }
+
+
+def subjects(arms: Collection[str]) -> dict[str, str]:
+    """What is compared with v: arm family -> how a reader knows it."""
+    rivals = {name: name for name in arms if name.startswith("against[")}
+    turned = {"v_turned": "v turned"} if "v_turned[0]" in arms else {}
+    other = {MOST_DIFFERENT: "v most different"}
+    known = {"v_plus_perp": "", "perp": "v_perp alone", **turned, **rivals}
+    return known | (other if MOST_DIFFERENT in arms else {})
 
 
 def perplexity(rows: Rows, arm: str) -> float:

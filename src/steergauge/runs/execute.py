@@ -9,11 +9,13 @@ Everything after the last stage is a pure function of the store.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steergauge.audits.finding import Finding
+from steergauge.engines import Engine
 from steergauge.errors import BadSpec
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
@@ -27,11 +29,13 @@ from steergauge.runs import (
     reachability_findings,
 )
 from steergauge.runs.alternatives import soft_null_vectors
+from steergauge.runs.distributed import Pool, engine_name
 from steergauge.runs.geometry_findings import Measured, measured
 from steergauge.runs.reachability import Reach
 from steergauge.runs.spec import Spec, folder_name, spec_from
-from steergauge.runs.stages import Named, Progress, Silent, Stages
+from steergauge.runs.stages import Named, Progress, Silent, Stages, Workers
 from steergauge.runs.store import Rows, Store
+from steergauge.runs.worker import Opening
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector
 
@@ -59,6 +63,8 @@ def audit(
     preset: str = "quick",
     spec: Spec | None = None,
     progress: Progress | None = None,
+    engine: Engine | None = None,
+    workers: Workers | None = None,
     **changes: Any,
 ) -> Run:
     """Audit a steering vector, or the one that the spec's trait or pairs give.
@@ -73,6 +79,8 @@ def audit(
         preset: quick or standard; sizes of the run.
         spec: the whole specification, instead of preset and changes.
         progress: told how far the work is.
+        engine: who makes texts; None is the model itself.
+        workers: who else makes cells, as a `Pool` does; None is nobody.
         **changes: fields of `Spec` that differ from the preset's.
 
     Raises:
@@ -91,7 +99,7 @@ def audit(
     store.open(inputs.spec, inputs.hashes(lm))
     if (store.folder / "findings.json").is_file():
         return Run(store, store.findings(), store.facts())
-    _execute(Stages(lm, inputs, store, progress or Silent()))
+    _execute(Stages(lm, inputs, store, progress or Silent(), engine, workers))
     return Run(store, store.findings(), store.facts())
 
 
@@ -101,6 +109,8 @@ def audit_traits(
     *,
     out: str | Path,
     progress: Progress | None = None,
+    engine: Engine | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Run]:
     """One audit a spec, each in a folder of its own name under `out`.
 
@@ -112,6 +122,9 @@ def audit_traits(
         specs: by the name of the trait; see `specs_from`.
         out: the folder of folders.
         progress: told how far the work is.
+        engine: who makes texts; None is the model itself.
+        workers: who else works. A `Pool` of no more workers than there are runs to
+            be made does whole runs; else the cells of each are shared out.
 
     Raises:
         SteergaugeError: whatever is wrong with what was given.
@@ -119,15 +132,65 @@ def audit_traits(
     folder = Path(out)
     for spec in specs.values():
         plan.read(spec)  # What can be refused is refused before the first long run.
+    told = progress or Silent()
+    by_folder = {folder_name(name): spec for name, spec in specs.items()}
+    audit_apart(lm, by_folder, folder, told, engine, workers)
     return {
         name: audit(
             lm,
             out=folder / folder_name(name),
             spec=spec,
-            progress=Named(progress or Silent(), folder_name(name)),
+            progress=Named(told, folder_name(name)),
+            engine=engine,
+            workers=workers,
         )
         for name, spec in specs.items()
     }
+
+
+def audit_apart(
+    lm: LanguageModel,
+    specs: Mapping[str, Spec],
+    folder: Path,
+    progress: Progress,
+    engine: Engine | None,
+    workers: Workers | None,
+) -> None:
+    """Whole runs on the workers, if there are enough of both; else nothing.
+
+    Args:
+        lm: the model, which is not used but for its name.
+        specs: by the name of the run's folder.
+        folder: the folder of folders.
+        progress: told about finished runs.
+        engine: who makes texts.
+        workers: who works.
+    """
+    left = {
+        name: spec
+        for name, spec in specs.items()
+        if not (folder / name / "findings.json").is_file()
+    }
+    if not isinstance(workers, Pool) or len(left) < workers.num_workers:
+        return
+    jobs = {
+        name: partial(
+            _run_apart,
+            name=lm.name,
+            out=(folder / name).absolute(),
+            spec=spec,
+            engine=engine_name(engine, spec),
+        )
+        for name, spec in left.items()
+    }
+    workers.apart(jobs, folder=folder, progress=progress)
+
+
+def _run_apart(
+    lm: LanguageModel, opened: Opening, *, name: str, out: Path, spec: Spec, engine: str
+) -> None:
+    """A whole run, under the name that the model has for whoever asked for it."""
+    audit(replace(lm, name=name), out=out, spec=spec, engine=opened(engine))
 
 
 def _execute(stages: Stages) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from steergauge.audits.comparison import oriented
 from steergauge.audits.divergence import divergence
 from steergauge.audits.equivalence import equivalence
 from steergauge.audits.equivalence import without_probe as equivalence_without_probe
-from steergauge.audits.finding import MOST_DIFFERENT, Finding, Verdict
+from steergauge.audits.finding import Finding, Verdict
 from steergauge.audits.manipulation import manipulation
 from steergauge.audits.manipulation import without_probe as manipulation_without_probe
 from steergauge.generation import Arm
@@ -23,6 +22,7 @@ from steergauge.runs.evidence import DoseCurve
 from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, NEED_A_PROBE, Inputs, made_of
 from steergauge.runs.spec import PERPLEXITY_LIMIT
 from steergauge.runs.store import Rows
+from steergauge.sequential import Looks
 from steergauge.split import LanguageModel
 from steergauge.statistics import Estimate, intraclass_correlation
 from steergauge.vector import SteeringVector
@@ -30,7 +30,7 @@ from steergauge.vector import SteeringVector
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that the findings are made of."""
+    """All that the findings are made of; `looks` are those of a sequential run."""
 
     lm: LanguageModel
     inputs: Inputs
@@ -46,15 +46,12 @@ class Evidence:
     next_tokens: Rows
     gains: Rows
     environments: Mapping[str, Rows]
+    looks: Looks | None = None
 
     @property
     def subjects(self) -> dict[str, str]:
         """What is compared with v: arm family -> how a reader knows it."""
-        rivals = {name: name for name in self.arms if name.startswith("against[")}
-        turned = {"v_turned": "v turned"} if "v_turned[0]" in self.arms else {}
-        other = {MOST_DIFFERENT: "v most different"}
-        known = {"v_plus_perp": "", "perp": "v_perp alone", **turned, **rivals}
-        return known | (other if MOST_DIFFERENT in self.arms else {})
+        return evidence.subjects(self.arms)
 
 
 def findings(seen: Evidence) -> dict[str, Finding]:
@@ -97,7 +94,7 @@ def facts(seen: Evidence) -> dict[str, Any]:
         "norm": seen.vector.norm,
         "median_stream_norm": seen.median_norm,
         "step": abs(seen.alpha) * seen.vector.norm / seen.median_norm,
-        "num_prompts": len(inputs.test_prompts),
+        "num_prompts": _num_prompts(seen),
         "num_dose_prompts": len(inputs.dose_prompts),
         "num_samples": spec.samples,
         "max_new_tokens": spec.max_new_tokens,
@@ -106,7 +103,23 @@ def facts(seen: Evidence) -> dict[str, Any]:
         "versions": _versions(),
         "arms": _arm_facts(seen),
         "not_run": _not_run(inputs),
+        **_sequential_facts(seen),
     }
+
+
+def _num_prompts(seen: Evidence) -> int:
+    """Test prompts behind the findings: of a sequential run those that it used."""
+    if seen.looks is None:
+        return len(seen.inputs.test_prompts)
+    return len({row["prompt_index"] for row in seen.texts})
+
+
+def _sequential_facts(seen: Evidence) -> dict[str, Any]:
+    """The plan of a sequential run; nothing of another."""
+    if seen.looks is None:
+        return {}
+    plan = {"planned": seen.looks.planned, "looks": list(seen.looks.numbers)}
+    return {"sequential": {**plan, "used": _num_prompts(seen)}}
 
 
 def _versions() -> dict[str, str]:
@@ -132,17 +145,17 @@ def _behaviour(seen: Evidence) -> list[Finding]:
         rest = [equivalence_without_probe(name) for name in seen.subjects.values()]
         return [manipulation_without_probe(details), *rest]
     rows = seen.texts
-    lifts = {
-        name: oriented(table, seen.alpha)
-        for name, table in evidence.lifts(rows).items()
-        if evidence.shares_noise_and_alpha(name)
-    }
+    lifts = evidence.compared_lifts(rows, seen.alpha)
     details["unsteered_score"] = float(
         evidence.per_prompt(rows, "score")["unsteered"].mean()
     )
     details["icc"] = _icc(rows)
     first = manipulation(
-        lifts, num_samples=spec.samples, seed=spec.seed, details=details
+        lifts,
+        num_samples=spec.samples,
+        seed=spec.seed,
+        details=details,
+        looks=seen.looks,
     )
     rest = [
         equivalence(
@@ -153,6 +166,7 @@ def _behaviour(seen: Evidence) -> list[Finding]:
             num_samples=spec.samples,
             margin=spec.margin,
             seed=spec.seed,
+            looks=seen.looks,
         )
         for family, subject in seen.subjects.items()
     ]
@@ -175,6 +189,7 @@ def _divergences(seen: Evidence, behaviour: Mapping[str, Finding]) -> list[Findi
             score_gap=_gap(behaviour.get(subject)),
             budget=spec.budget,
             seed=spec.seed,
+            looks=seen.looks,
         )
         for family, subject in seen.subjects.items()
     ]

@@ -51,8 +51,11 @@ FILE_ONLY = (
     "environment_samples",
     "num_random",
     "prompts_per_cell",
+    "arms_per_cell",
 )
 """Counts that a run file sets and no option does."""
+
+ENGINES = ("local", "vllm")
 
 PERPLEXITY_LIMIT = 1.5
 """A text is coherent while its perplexity under the unsteered model is at most so many
@@ -134,6 +137,9 @@ class Spec:
         margin: of the equivalence of lifts, as a share of v's lift.
         budget: of the equivalence of texts, as a share of v's divergence.
         prompts_per_cell: prompts of one unit of work; a kill loses at most that.
+        arms_per_cell: arms of one unit of drawing texts; 0 means all.
+        engine: who makes the texts: local or vllm.
+        sequential: stop the test as soon as all that was asked for is decided.
         batch_size: most rows that go through the model together.
         seed: of everything random.
     """
@@ -183,6 +189,9 @@ class Spec:
     margin: float = 0.2
     budget: float = 0.05
     prompts_per_cell: int = 10
+    arms_per_cell: int = 0
+    engine: str = "local"
+    sequential: bool = False
     batch_size: int = 1024
     seed: int = 0
 
@@ -213,6 +222,7 @@ class Spec:
             "num_random": 1,
             "seed": 0,
             "prompts_per_cell": 1,
+            "arms_per_cell": 0,
             "batch_size": 1,
         }
         for name, least in at_least.items():
@@ -223,6 +233,11 @@ class Spec:
                     f"{least}.",
                     remedy=f"{how}, at least {least}.",
                 )
+        if self.engine not in ENGINES:
+            raise BadSpec(
+                f"there is no engine {self.engine!r} (--engine).",
+                remedy=f"Choose from {', '.join(ENGINES)}.",
+            )
         if not 0 < self.temperature < math.inf:
             raise BadSpec(
                 f"temperature is {self.temperature}; an audit needs one above 0.",

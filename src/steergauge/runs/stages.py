@@ -7,12 +7,14 @@ otherwise when asked again.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from steergauge import scoring
 from steergauge.audits.finding import Finding
 from steergauge.audits.plumbing import plumbing
-from steergauge.generation import Arm, Decoding, Sample, generate
+from steergauge.engines import Engine, LocalEngine
+from steergauge.generation import Arm, Decoding, Sample
 from steergauge.intervention import Add, Intervention, Scope, scope_named
 from steergauge.next_token import gains, next_token_distances
 from steergauge.prompts import Text, encode
@@ -78,13 +80,54 @@ class Named:
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """One unit of work, which is one file of the store.
+
+    Attributes:
+        name: of the file.
+        block: its prompts, or what was made of them.
+        start: place of its first prompt among all.
+        units: what progress counts.
+    """
+
+    name: str
+    block: Any
+    start: int
+    units: int
+
+
+Make = Callable[["Stages", Cell], Rows]
+"""How the rows of a cell are made. Others can do it with their own model if it can be
+pickled: a function of this package with plain arguments, held by `partial`."""
+
+
+@runtime_checkable
+class Workers(Protocol):
+    """Who else can make cells; see `distributed`."""
+
+    def make(self, run: "Stages", todo: Sequence[tuple[Make, Cell]]) -> None:
+        """Put every cell into the store of `run`, and tell its progress."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stages:
-    """Every piece of a run that costs time, cut into cells that survive a kill."""
+    """Every piece of a run that costs time, cut into cells that survive a kill.
+
+    Attributes:
+        lm: the model.
+        inputs: what the run's specification turned out to hold.
+        store: its folder.
+        progress: who is told how far the work is.
+        engine: who makes texts; None is the local model itself.
+        workers: who else makes cells; None is nobody.
+    """
 
     lm: LanguageModel
     inputs: Inputs
     store: Store
     progress: Progress
+    engine: Engine | None = None
+    workers: Workers | None = None
 
     @property
     def spec(self) -> Spec:
@@ -128,26 +171,37 @@ class Stages:
         prompts: Sequence[str],
         samples: int,
     ) -> Rows:
-        """Texts of all arms on all prompts, by cells of prompts."""
+        """Texts of all arms on all prompts, by cells of prompts and of arms."""
+        size = self.spec.arms_per_cell or len(arms)
+        names = list(arms)
+        blocks = [names[start : start + size] for start in range(0, len(arms), size)]
+        todo: list[tuple[Make, Cell]] = []
+        for cell in self._cells_of(stage, prompts, samples):
+            for place, block in enumerate(blocks):
+                own = {name: arms[name] for name in block}
+                part = f"-{place:02d}" if len(blocks) > 1 else ""
+                cut = replace(
+                    cell, name=cell.name + part, units=cell.units * len(own)
+                )
+                make = partial(Stages._draw, stage=stage, arms=own, samples=samples)
+                todo.append((make, cut))
+        return self._made(_label(stage, "texts"), todo)
+
+    def _draw(
+        self, cell: Cell, *, stage: str, arms: Mapping[str, Arm], samples: int
+    ) -> Rows:
         spec = self.spec
-        decoding = Decoding(spec.max_new_tokens, spec.temperature, seed=spec.seed)
-
-        def make(block: Sequence[str], start: int) -> Rows:
-            drawn = generate(
-                self.lm,
-                block,
-                arms,
-                samples=samples,
-                decoding=decoding,
-                chat=spec.chat,
-                batch_size=spec.batch_size,
-                other_model=True,
-                progress=self.progress.advance,
-            )
-            return [self.row(stage, sample, arms, start) for sample in drawn]
-
-        units = len(arms) * samples
-        return self._cells(stage, _label(stage, "texts"), prompts, make, units)
+        drawn = (self.engine or LocalEngine(self.lm)).generate(
+            cell.block,
+            arms,
+            samples=samples,
+            decoding=Decoding(spec.max_new_tokens, spec.temperature, seed=spec.seed),
+            chat=spec.chat,
+            batch_size=spec.batch_size,
+            other_model=True,
+            progress=self.progress.advance,
+        )
+        return [self.row(stage, sample, arms, cell.start) for sample in drawn]
 
     def with_scores(self, stage: str, texts: Rows) -> Rows:
         """The rows with the probe's score of each text; None if nothing needs it."""
@@ -155,16 +209,17 @@ class Stages:
         if probe is None or not self.spec.scores:
             return [row | {"score": None} for row in texts]
 
-        def make(block: Rows, start: int) -> Rows:
-            del start
-            scores = probe([self._scored_text(row) for row in block])
-            self.progress.advance(len(block))
-            return _scored(block, {"score": scores})
-
         label = _label(stage, "scores")
-        scores = self._by_prompt(f"scores-{stage}", label, texts, make)
+        scores = self._by_prompt(f"scores-{stage}", label, texts, Stages._score)
         by_text = {_key(row): row["score"] for row in scores}
         return [row | {"score": by_text[_key(row)]} for row in texts]
+
+    def _score(self, cell: Cell) -> Rows:
+        probe, rows = self.inputs.probe, cell.block
+        assert probe is not None
+        scores = probe([self._scored_text(row) for row in rows])
+        self.progress.advance(len(rows))
+        return _scored(rows, {"score": scores})
 
     def _scored_text(self, row: Mapping[str, Any]) -> str:
         """The continuation alone; what the published code scored, for its variant."""
@@ -200,26 +255,28 @@ class Stages:
 
     def dose_scores(self, arms: Mapping[str, Arm], texts: Rows) -> Rows:
         """Per dose text: KL from unsteered, and -log P under the unsteered model."""
-
-        def make(block: Rows, start: int) -> Rows:
-            del start
-            out: Rows = []
-            for name, arm in arms.items():
-                rows = [row for row in block if row["arm"] == name]
-                continuations = self.continuations(rows)
-                nats = scoring.sequence_kl(
-                    self.lm,
-                    continuations,
-                    arm.intervention,
-                    {"unsteered": None},
-                    temperature=self.spec.temperature,
-                )["unsteered"]
-                nll = scoring.negative_log_likelihood(self.lm, continuations)
-                out += _scored(rows, {"nats": nats, "nll": nll})
-                self.progress.advance(len(rows))
-            return out
-
+        steered = {name: arm.intervention for name, arm in arms.items()}
+        make = partial(Stages._dose_score, steered=steered)
         return self._by_prompt("dose-scores", "dose curve: KL of texts", texts, make)
+
+    def _dose_score(
+        self, cell: Cell, *, steered: Mapping[str, Intervention | None]
+    ) -> Rows:
+        out: Rows = []
+        for name, intervention in steered.items():
+            rows = [row for row in cell.block if row["arm"] == name]
+            continuations = self.continuations(rows)
+            nats = scoring.sequence_kl(
+                self.lm,
+                continuations,
+                intervention,
+                {"unsteered": None},
+                temperature=self.spec.temperature,
+            )["unsteered"]
+            nll = scoring.negative_log_likelihood(self.lm, continuations)
+            out += _scored(rows, {"nats": nats, "nll": nll})
+            self.progress.advance(len(rows))
+        return out
 
     def divergences(
         self, arms: Mapping[str, Arm], texts: Rows, more: Mapping[str, Add]
@@ -233,23 +290,30 @@ class Stages:
         others |= more
         own = [row for row in texts if row["arm"] == "v"]
 
-        def make(block: Rows, start: int) -> Rows:
-            del start
-            nats = scoring.sequence_kl(
-                self.lm,
-                self.continuations(block),
-                arms["v"].intervention,
-                others,
-                temperature=self.spec.temperature,
-            )
-            self.progress.advance(len(block))
-            return [
-                row
-                for name, values in nats.items()
-                for row in _scored(block, {"nats": values}, other=name)
-            ]
-
+        v = arms["v"].intervention
+        make = partial(Stages._diverge, v=v, others=others)
         return self._by_prompt("divergences", "test: KL of texts", own, make)
+
+    def _diverge(
+        self,
+        cell: Cell,
+        *,
+        v: Intervention | None,
+        others: Mapping[str, Intervention | None],
+    ) -> Rows:
+        nats = scoring.sequence_kl(
+            self.lm,
+            self.continuations(cell.block),
+            v,
+            others,
+            temperature=self.spec.temperature,
+        )
+        self.progress.advance(len(cell.block))
+        return [
+            row
+            for name, values in nats.items()
+            for row in _scored(cell.block, {"nats": values}, other=name)
+        ]
 
     def next_tokens(
         self,
@@ -270,14 +334,17 @@ class Stages:
                 others[name] = replace(steering, scope=scope)
         others |= {name: Add(added, alpha, scope) for name, added in geometry.items()}
 
-        def make(block: Sequence[str], start: int) -> Rows:
-            found = next_token_distances(self.lm, block, v, others, chat=self.spec.chat)
-            self.progress.advance(len(block))
-            return _shifted(found, start)
-
-        prompts = self.inputs.test_prompts
+        make = partial(Stages._next_token, v=v, others=others)
         label = "next token: distances of prompts"
-        return self._cells("next-token", label, prompts, make, 1)
+        return self._by_test_prompts("next-token", label, make)
+
+    def _next_token(
+        self, cell: Cell, *, v: Add, others: Mapping[str, Intervention | None]
+    ) -> Rows:
+        chat = self.spec.chat
+        found = next_token_distances(self.lm, cell.block, v, others, chat=chat)
+        self.progress.advance(len(cell.block))
+        return _shifted(found, cell.start)
 
     def gains(
         self,
@@ -288,13 +355,15 @@ class Stages:
         """First-order gain of v and of other directions at the next token."""
         v = Add(vector, alpha, self._prompt_scope)
 
-        def make(block: Sequence[str], start: int) -> Rows:
-            found = gains(self.lm, block, v, directions, chat=self.spec.chat)
-            self.progress.advance(len(block))
-            return _shifted(found, start)
+        make = partial(Stages._gain, v=v, directions=directions)
+        return self._by_test_prompts("gains", "next token: gains of prompts", make)
 
-        prompts = self.inputs.test_prompts
-        return self._cells("gains", "next token: gains of prompts", prompts, make, 1)
+    def _gain(
+        self, cell: Cell, *, v: Add, directions: Mapping[str, SteeringVector]
+    ) -> Rows:
+        found = gains(self.lm, cell.block, v, directions, chat=self.spec.chat)
+        self.progress.advance(len(cell.block))
+        return _shifted(found, cell.start)
 
     @property
     def _prompt_scope(self) -> Scope:
@@ -309,14 +378,14 @@ class Stages:
         """The coherence of v's, -v's and unsteered texts under the unsteered model."""
         own = [row for row in texts if row["arm"] in ("unsteered", "v", "minus_v")]
 
-        def make(block: Rows, start: int) -> Rows:
-            del start
-            rows = self.continuations(block)
-            nll = scoring.negative_log_likelihood(self.lm, rows)
-            self.progress.advance(len(block))
-            return _scored(block, {"nll": nll})
+        label = "test: coherence of texts"
+        return self._by_prompt("likelihoods", label, own, Stages._likelihood)
 
-        return self._by_prompt("likelihoods", "test: coherence of texts", own, make)
+    def _likelihood(self, cell: Cell) -> Rows:
+        rows = self.continuations(cell.block)
+        nll = scoring.negative_log_likelihood(self.lm, rows)
+        self.progress.advance(len(cell.block))
+        return _scored(cell.block, {"nll": nll})
 
     def continuations(self, rows: Rows) -> list[Continuation]:
         """The texts as token ids, with their prompts'."""
@@ -328,19 +397,21 @@ class Stages:
             for row in rows
         ]
 
-    def _by_prompt(
-        self, name: str, label: str, texts: Rows, make: Callable[[Rows, int], Rows]
-    ) -> Rows:
+    def _by_prompt(self, name: str, label: str, texts: Rows, make: Make) -> Rows:
         """Cells over texts, cut at the same prompts as the cells that made them."""
         by_prompt: dict[int, Rows] = {}
         for row in texts:
             by_prompt.setdefault(row["prompt_index"], []).append(row)
         groups = [by_prompt[index] for index in sorted(by_prompt)]
+        todo: list[tuple[Make, Cell]] = []
+        for cell in self._cells_of(name, groups, 1):
+            rows = [row for group in cell.block for row in group]
+            todo.append((make, replace(cell, block=rows, units=len(rows))))
+        return self._made(label, todo)
 
-        def flat(block: Sequence[Rows], start: int) -> Rows:
-            return make([row for group in block for row in group], start)
-
-        return self._cells(name, label, groups, flat, len(texts) // len(groups))
+    def _by_test_prompts(self, name: str, label: str, make: Make) -> Rows:
+        cells = self._cells_of(name, self.inputs.test_prompts, 1)
+        return self._made(label, [(make, cell) for cell in cells])
 
     def by_cells(
         self,
@@ -349,28 +420,41 @@ class Stages:
         make: Callable[[Sequence[str], int], Rows],
         samples: int,
     ) -> Rows:
-        """Rows of texts that `make` draws for each block of prompts."""
-        return self._cells(stage, _label(stage, "texts"), prompts, make, samples)
+        """Rows of texts that `make` draws for each block of prompts, here."""
+        here = replace(self, workers=None)
+        cells = self._cells_of(stage, prompts, samples)
+        todo = [(lambda _, one: make(one.block, one.start), cell) for cell in cells]
+        return here._made(_label(stage, "texts"), todo)
 
-    def _cells(
-        self,
-        name: str,
-        label: str,
-        items: Sequence[Any],
-        make: Callable[[Any, int], Rows],
-        units: int,
-    ) -> Rows:
-        """Rows of all cells of `items`; only missing cells are made."""
+    def _cells_of(self, name: str, items: Sequence[Any], units: int) -> list[Cell]:
+        """Blocks of items, each with its name and place; `units` an item."""
         size = self.spec.prompts_per_cell
-        self.progress.begin(label, len(items) * units)
+        starts = range(0, len(items), size)
+        blocks = [items[start : start + size] for start in starts]
+        return [
+            Cell(f"{name}-{start // size:04d}", block, start, units * len(block))
+            for start, block in zip(starts, blocks, strict=True)
+        ]
+
+    def _made(self, label: str, todo: Sequence[tuple[Make, Cell]]) -> Rows:
+        """Rows of all cells in their order; only missing ones are made."""
+        self.progress.begin(label, sum(cell.units for _, cell in todo))
+        missing = []
+        for make, cell in todo:
+            if self.store.has_cell(cell.name):
+                self.progress.advance(cell.units)
+            else:
+                missing.append((make, cell))
+        if missing and self.workers is not None:
+            self.workers.make(self, missing)
         rows: Rows = []
-        for start in range(0, len(items), size):
-            block = items[start : start + size]
-            cell = f"{name}-{start // size:04d}"
-            if self.store.has_cell(cell):
-                self.progress.advance(len(block) * units)
-            rows += self.store.cell(cell, lambda b=block, s=start: make(b, s))
+        for make, cell in todo:
+            rows += self.made(make, cell)
         return rows
+
+    def made(self, make: Make, cell: Cell) -> Rows:
+        """The rows of a cell, made here unless they were made before."""
+        return self.store.cell(cell.name, lambda: make(self, cell))
 
 
 def _label(stage: str, unit: str) -> str:

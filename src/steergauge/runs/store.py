@@ -9,14 +9,18 @@
     findings.json          what was found (schema below)
     report.html, card.md   made from the files above, by `steergauge report`
 
-A file appears under its name only when complete (written beside it, then renamed), so
-a run may be killed at any moment. `findings.json` holds no clock times: the same run
-gives the same bytes. Needs neither torch nor a model.
+A file appears under its name only when complete (written beside it under a name of its
+own, then renamed), so a run may be killed at any moment, and several processes may
+write into the same folder. `findings.json` holds no clock times: the same run gives the
+same bytes. Needs neither torch nor a model.
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import secrets
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +38,31 @@ from steergauge.runs.spec import Spec, read_spec
 SCHEMA = "steergauge.findings"
 SCHEMA_VERSION = 1
 Rows = list[dict[str, Any]]
+
+ROWS_AT_ONCE = 8192
+"""Texts that are turned into columns together; all of a large run need gigabytes."""
+
+_TYPES = {
+    "stage": pa.string(),
+    "arm": pa.string(),
+    "prompt_index": pa.int64(),
+    "prompt": pa.string(),
+    "sample": pa.int64(),
+    "text": pa.string(),
+    "finished": pa.bool_(),
+    "num_tokens": pa.int64(),
+    "token_ids": pa.list_(pa.int64()),
+    "alpha": pa.float64(),
+    "layer": pa.int64(),
+    "seed": pa.int64(),
+    "noise": pa.int64(),
+    "score": pa.float64(),
+}
+"""Columns of `generations.parquet`; a column that is not named here is of the type that
+its first values have."""
+
+_REPEATED = ("stage", "arm", "prompt")
+"""Columns whose values are kept once for all rows that have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +93,7 @@ class Store:
             found = read_spec(path)
             found["inputs"] = _inputs(path)
             _refuse_other_run(self.folder, found, wanted)
+            self.tidy()
             return
         if self.folder.exists() and not _is_empty(self.folder):
             raise StoreError(
@@ -71,19 +101,33 @@ class Store:
                 remedy="Choose another --out.",
             )
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.tidy()
         write_text(path, tomli_w.dumps(wanted))
 
     def cell(self, name: str, make: Callable[[], Rows]) -> Rows:
-        """The rows of cell `name`, made now unless they were made before."""
+        """The rows of cell `name`, made now unless they were made before.
+
+        Their `token_ids` are arrays of 4 bytes a token.
+        """
         path = self.folder / "cells" / f"{name}.parquet"
         if path.is_file():
             return _read(path)
         rows = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(
-            path, lambda part: pq.write_table(pa.Table.from_pylist(rows), part)
-        )
-        return rows
+        _write_whole(path, lambda part: pq.write_table(_table(rows), part))
+        return [_compact(row) for row in rows]
+
+    def tidy(self, name: str = "") -> None:
+        """Removes what killed processes had not finished writing.
+
+        Args:
+            name: of a cell, to remove only what was to become that; while others
+                write into the folder, that of a cell which nobody makes.
+        """
+        for folder in (self.folder, self.folder / "cells", self.vectors):
+            for path in folder.glob("*.part"):
+                if path.name.startswith(f"{name}." if name else ""):
+                    path.unlink(missing_ok=True)
 
     def has_cell(self, name: str) -> bool:
         """Whether cell `name` is finished."""
@@ -123,10 +167,9 @@ class Store:
         return Finding.from_json(self.record(name, lambda: make().to_json()))
 
     def write_generations(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Every text of the run, one row each."""
-        table = pa.Table.from_pylist(list(rows))
+        """Every text of the run, one row each, some of them at a time."""
         path = self.folder / "generations.parquet"
-        _write_whole(path, lambda part: pq.write_table(table, part))
+        _write_whole(path, lambda part: _write_rows(part, iter(rows)))
 
     def write_findings(
         self, findings: Mapping[str, Finding], facts: Mapping[str, Any]
@@ -185,10 +228,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write beside `path`, then rename: it is complete whenever it exists."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    part.replace(path)
+    """Write beside `path`, then rename: it is complete whenever it exists.
+
+    No two processes write the same file beside it, and the last to finish stays.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        write(part)
+        part.replace(path)
+    except Exception:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _is_empty(folder: Path) -> bool:
@@ -198,9 +248,60 @@ def _is_empty(folder: Path) -> bool:
 
 def _read(path: Path) -> Rows:
     try:
-        return pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except pa.ArrowException as error:
         raise _damaged(path, error) from error
+    columns = [_values(name, table.column(name)) for name in table.column_names]
+    rows = zip(*columns, strict=True)
+    return [dict(zip(table.column_names, row, strict=True)) for row in rows]
+
+
+def _values(name: str, column: pa.ChunkedArray) -> list[Any]:
+    """The column's values in Python, in as little room as they can be."""
+    if name == "token_ids" and pa.types.is_list(column.type):
+        return [ids for chunk in column.chunks for ids in _token_ids(chunk)]
+    if name in _REPEATED and pa.types.is_string(column.type):
+        known: dict[str, str] = {}
+        return [known.setdefault(value, value) for value in column.to_pylist()]
+    return column.to_pylist()
+
+
+def _token_ids(lists: pa.ListArray) -> Iterator[Any]:
+    """Each list as an array of 32-bit integers; none of them is null."""
+    whole = array("i", lists.flatten().to_numpy().astype(np.int32).tobytes())
+    starts = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy())])
+    return (whole[a:b] for a, b in pairwise(starts))
+
+
+def _compact(row: dict[str, Any]) -> dict[str, Any]:
+    ids = row.get("token_ids")
+    return row | {"token_ids": array("i", ids)} if isinstance(ids, list) else row
+
+
+def _table(rows: Rows) -> pa.Table:
+    """The rows as columns; token ids may be arrays, which arrow does not know."""
+    names = rows[0].keys() if rows else ()
+    return pa.table({name: _column(name, rows, None) for name in names})
+
+
+def _column(name: str, rows: Rows, kind: pa.DataType | None) -> pa.Array:
+    if name == "token_ids":
+        kind = _TYPES[name]
+    return pa.array([row.get(name) for row in rows], type=kind)
+
+
+def _write_rows(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    first = list(islice(rows, ROWS_AT_ONCE))
+    names = list(first[0]) if first else list(_TYPES)
+    kinds = {
+        name: _TYPES.get(name) or _column(name, first, None).type for name in names
+    }
+    with pq.ParquetWriter(path, pa.schema(list(kinds.items()))) as writer:
+        own = first
+        while own:
+            columns = {name: _column(name, own, kinds[name]) for name in names}
+            writer.write_table(pa.table(columns))
+            own = list(islice(rows, ROWS_AT_ONCE))
 
 
 def _inputs(path: Path) -> dict[str, str]:

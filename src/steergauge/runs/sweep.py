@@ -6,16 +6,17 @@ before the runs, which find them in their stores; any of it may be stopped and g
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from steergauge.engines import Engine
 from steergauge.geometry import survey
 from steergauge.jacobian import widened
 from steergauge.runs import arms, plan
-from steergauge.runs.execute import Run, audit
+from steergauge.runs.execute import Run, audit, audit_apart
 from steergauge.runs.geometry import Geometry, part_name, rows_of
 from steergauge.runs.spec import Spec
-from steergauge.runs.stages import Named, Progress, Silent, Stages
+from steergauge.runs.stages import Named, Progress, Silent, Stages, Workers
 from steergauge.runs.store import Store
 from steergauge.split import LanguageModel
 
@@ -26,6 +27,8 @@ def audit_layers(
     *,
     out: str | Path,
     progress: Progress | None = None,
+    engine: Engine | None = None,
+    workers: Workers | None = None,
 ) -> dict[str, Run]:
     """One audit a layer, in folders `layer-NN` under `out`.
 
@@ -37,6 +40,9 @@ def audit_layers(
         specs: by the name of the folder, from `layer_specs`.
         out: the folder of folders.
         progress: told how far the work is, and how much of the sweep is left.
+        engine: who makes texts; None is the model itself.
+        workers: who else works; see `audit_traits`. What the layers share is made
+            here.
 
     Raises:
         SteergaugeError: whatever is wrong with what was given.
@@ -45,14 +51,26 @@ def audit_layers(
     for spec in specs.values():
         plan.gather(lm, spec)  # What can be refused is refused before the first run.
     if all(spec.wants_geometry for spec in specs.values()):
-        _share(lm, specs, folder, told)
+        shapes = [
+            _opened(lm, spec, folder / name, told, engine, workers)
+            for name, spec in specs.items()
+        ]
+        _share(shapes, told)
+    audit_apart(lm, specs, folder, told, engine, workers)
     runs, start = {}, time.monotonic()
     # What a layer costs is above all the blocks above it.
     work = [1 + lm.num_layers - (spec.layer or 0) for spec in specs.values()]
     for done, (name, own) in enumerate(specs.items()):
         left = _left(time.monotonic() - start, sum(work[:done]), sum(work[done:]))
         label = f"{name} ({done + 1} of {len(specs)}{left})"
-        runs[name] = audit(lm, out=folder / name, spec=own, progress=Named(told, label))
+        runs[name] = audit(
+            lm,
+            out=folder / name,
+            spec=own,
+            progress=Named(told, label),
+            engine=engine,
+            workers=workers,
+        )
     return runs
 
 
@@ -64,13 +82,8 @@ def _left(seconds: float, done: int, todo: int) -> str:
     return f", about {max(1, round(minutes))} min left"
 
 
-def _share(
-    lm: LanguageModel, specs: Mapping[str, Spec], folder: Path, progress: Progress
-) -> None:
+def _share(shapes: Sequence[Geometry], progress: Progress) -> None:
     """F_x of all layers from one pass a text, into the stores of their runs."""
-    shapes = [
-        _opened(lm, spec, folder / name, progress) for name, spec in specs.items()
-    ]
     stores = [shape.stages.store for shape in shapes]
     rows = rows_of(shapes[0].continuations("unsteered", fit=True, whole=False))
     parts = [
@@ -84,8 +97,8 @@ def _share(
     ]
     if not missing:
         return
-    wide = widened(lm)
-    label = f"Fisher matrices of {len(specs)} layers"
+    wide = widened(shapes[0].stages.lm)
+    label = f"Fisher matrices of {len(shapes)} layers"
     progress.begin(label, sum(len(own) for _, own in missing))
     for name, own in missing:
         found = survey.layers_surveyed(
@@ -101,12 +114,18 @@ def _share(
 
 
 def _opened(
-    lm: LanguageModel, spec: Spec, folder: Path, progress: Progress
+    lm: LanguageModel,
+    spec: Spec,
+    folder: Path,
+    progress: Progress,
+    engine: Engine | None,
+    workers: Workers | None,
 ) -> Geometry:
     """The run's folder with its vector; unsteered texts need neither alpha nor norm."""
     inputs = plan.gather(lm, spec)
     store = Store(folder)
     store.open(inputs.spec, inputs.hashes(lm))
     vector = arms.extract_or_load(lm, inputs, store)
-    stages = Stages(lm, inputs, store, Named(progress, folder.name))
+    told = Named(progress, folder.name)
+    stages = Stages(lm, inputs, store, told, engine, workers)
     return Geometry(stages, vector, alpha=1.0, median_norm=1.0)
