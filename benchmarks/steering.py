@@ -51,6 +51,7 @@ from steering_ways import (
     published,
     used_well,
 )
+from torch import Tensor
 
 from geometry import machine, peak_bytes, spread, timed
 from reachability import matrix_rate
@@ -63,6 +64,7 @@ MODELS: dict[str, tuple[Sizes | None, int]] = {
 }
 """Sizes, and how many prompts of the protocol's 100."""
 
+PARTS = ("protocol", "greedy")
 QUICK = ("quick", Sizes(64, 3, 300), 2)
 
 
@@ -80,47 +82,55 @@ def protocol(work: Given, how: Protocol, slow: Slow, *, repeats: int) -> dict[st
     arms = [None, *directions(work, how.arms - 1)]
     few = arms[-min(slow.arms, how.arms) :]
     one, prompts = arms[-1:], min(slow.prompts, len(work.prompts))
-    scales = {
-        "hf": how.arms / len(few),
-        "published": how.arms * len(work.prompts) / prompts,
-    }
-    acts: dict[str, Callable[[], Texts]] = {
-        "ours": lambda: ours(work, arms, how),
-        "hf": lambda: used_well(work, few, how),
-        "published": lambda: published(work, one, how, prompts=prompts),
+    ways: dict[str, tuple[Callable[[], Texts], float]] = {
+        "ours": (lambda: ours(work, arms, how), 1),
+        "hf": (lambda: used_well(work, few, how), how.arms / len(few)),
+        "published": (
+            lambda: published(work, one, how, prompts=prompts),
+            how.arms * len(work.prompts) / prompts,
+        ),
     }
     ours(work, one, how)  # The first use of everything is slower.
     call(work, work.prompts[:1], how)
-    seconds: dict[str, list[float]] = {name: [] for name in (*acts, "ceiling")}
-    lengths: dict[str, float] = {}
-    for _ in range(repeats):
-        before = matrix_rate(work.lm)
-        for name, act in acts.items():
-            texts, took = timed(act)
-            seconds[name].append(took * scales.get(name, 1))
-            rows = list(itertools.chain(*texts))
-            lengths[name] = statistics.mean(map(len, rows))
-            if name == "ours":
-                rate = statistics.mean((before, matrix_rate(work.lm)))
-                flops = ceiling_flops(work, sum(map(len, rows)))
-                seconds["ceiling"].append(flops / rate)
     fitting = max(1, ROWS // (len(work.prompts) * how.samples))
     return {
         "model": work.title,
         "work": f"{len(work.prompts)} prompts x {how.samples} samples x {how.arms} "
         f"arms x {how.new} tokens",
         "timed on": {
-            "hf": f"{len(few)} arms",
-            "published": f"{prompts} prompts of 1 arm",
+            "hf": f"{len(few)} of the arms",
+            "published": f"{prompts} of the prompts, 1 arm",
         },
-        "tokens a text": lengths,
-        "seconds": {name: spread(found) for name, found in seconds.items()},
-        "ratios": ratios(seconds),
+        **_sampled(work, ways, repeats),
         "peak": {
             "ours": peak_bytes(lambda: ours(work, arms[-fitting:], how)),
             "hf": peak_bytes(lambda: used_well(work, one, how)),
             "published": peak_bytes(lambda: published(work, one, how, prompts=1)),
         },
+    }
+
+
+def _sampled(
+    work: Given, ways: Mapping[str, tuple[Callable[[], Texts], float]], repeats: int
+) -> dict[str, Any]:
+    """Turns of the ways, each with what its seconds are multiplied by."""
+    seconds: dict[str, list[float]] = {name: [] for name in (*ways, "ceiling")}
+    lengths: dict[str, float] = {}
+    for _ in range(repeats):
+        before = matrix_rate(work.lm)
+        for name, (act, scale) in ways.items():
+            texts, took = timed(act)
+            seconds[name].append(took * scale)
+            rows = list(itertools.chain(*texts))
+            lengths[name] = statistics.mean(map(len, rows))
+            if name == "ours":
+                rate = statistics.mean((before, matrix_rate(work.lm)))
+                flops = ceiling_flops(work, sum(map(len, rows)))
+                seconds["ceiling"].append(flops / rate)
+    return {
+        "tokens a text": lengths,
+        "seconds": {name: spread(found) for name, found in seconds.items()},
+        "ratios": ratios(seconds),
     }
 
 
@@ -160,50 +170,62 @@ def greedy(
     """Seconds of greedy texts under each number of vectors, for every way."""
     vectors = directions(work, max(counts))
     how = Protocol(samples=1, new=new, temperature=0.0)
-    everywhere = {"scope": Scope.ALL}
+
+    def of(way: Callable[..., Texts], num: int) -> Texts:
+        return way(work, vectors[:num].unbind(), how, scope=Scope.ALL)
+
     ways: dict[str, Way] = {
-        "ours": lambda num: timed(
-            lambda: ours(work, vectors[:num].unbind(), how, **everywhere)
-        ),
-        "hf": lambda num: timed(
-            lambda: used_well(work, vectors[:num].unbind(), how, **everywhere)
-        ),
+        "ours": lambda num: timed(lambda: of(ours, num)),
+        "hf": lambda num: timed(lambda: of(used_well, num)),
     }
-    one = vectors[:1].unbind()
-    peaks = {"hf": lambda: peak_bytes(lambda: used_well(work, one, how, **everywhere))}
-    asked = job(
+    with ExitStack() as stack:
+        asked = _asked(work, vectors[: slow.vectors], new)
+        peers, failed = _started(stack, libraries, asked)
+        ways |= {name: _there(peer) for name, peer in peers.items()}
+        ways["ours"](1), ways["hf"](1)  # The first use of everything is slower.
+        found = [_under(work, ways, num, slow, repeats=repeats) for num in counts]
+        called = {name: p.turn(num=1, peak=True)["peak"] for name, p in peers.items()}
+    called["hf"] = peak_bytes(lambda: of(used_well, 1))
+    common = {
+        "model": work.title,
+        "prompts": len(work.prompts),
+        "new": new,
+        "versions": {name: peer.versions for name, peer in peers.items()},
+        "failed": failed,
+    }
+    for result in found:
+        num = min(result["vectors"], max(1, ROWS // len(work.prompts)))
+        own = peak_bytes(lambda num=num: of(ours, num))
+        result |= {**common, "peak": {"ours": own, **called}}
+    return found
+
+
+def _asked(work: Given, vectors: Tensor, new: int) -> dict[str, Any]:
+    return job(
         work.lm,
         work.folder,
         layer=work.layer,
         task="tokens",
         prompts=[as_read(work.lm, Text(prompt)) for prompt in work.prompts],
-        vectors=vectors[: slow.vectors].tolist(),
+        vectors=vectors.tolist(),
         max_new_tokens=new,
     )
-    versions, failed = {}, {}
-    with ExitStack() as stack:
-        for name in libraries:
-            try:
-                peer = stack.enter_context(Peer(name, asked))
-                peer.turn(num=1)  # The first use of everything is slower.
-            except PeerFailed as error:
-                failed[name] = str(error)
-                continue
-            versions[name], ways[name] = peer.versions, _there(peer)
-            peaks[name] = lambda peer=peer: peer.turn(num=1, peak=True)["peak"]
-        ways["ours"](1), ways["hf"](1)
-        found = [
-            _under(work, ways, num, slow, repeats=repeats)
-            | {"model": work.title, "prompts": len(work.prompts), "new": new}
-            | {"versions": versions, "failed": failed}
-            for num in counts
-        ]
-        called = {name: peak() for name, peak in peaks.items()}
-    for result in found:
-        few = vectors[: min(result["vectors"], ROWS // len(work.prompts) or 1)].unbind()
-        own = peak_bytes(lambda few=few: ours(work, few, how, **everywhere))
-        result["peak"] = {"ours": own, **called}
-    return found
+
+
+def _started(
+    stack: ExitStack, libraries: Sequence[str], asked: Mapping[str, Any]
+) -> tuple[dict[str, Peer], dict[str, str]]:
+    """Libraries that have had a first turn, and why others have not."""
+    peers, failed = {}, {}
+    for name in libraries:
+        try:
+            peer = stack.enter_context(Peer(name, asked))
+            peer.turn(num=1)
+        except PeerFailed as error:
+            failed[name] = str(error)
+        else:
+            peers[name] = peer
+    return peers, failed
 
 
 def _there(peer: Peer) -> Way:
@@ -255,7 +277,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--vectors", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--greedy-prompts", type=int, default=8)
     parser.add_argument("--greedy-tokens", type=int, default=32)
-    parser.add_argument("--parts", nargs="+", default=["protocol", "greedy"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--peers", nargs="*", help="default: those that are installed")
     parser.add_argument("--quick", action="store_true", help="a tiny model, one turn")
     options = parser.parse_args(arguments)
@@ -277,8 +299,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(highlight=False)
     report: dict[str, Any] = {"machine": machine(), "protocol": [], "greedy": []}
     console.print(report["machine"])
-    slow = Slow(options.slow_arms, options.slow_prompts, options.slow_vectors)
-    repeats = options.repeats
     for (name, (sizes, num)), part in itertools.product(
         options.chosen.items(), options.parts
     ):
@@ -286,22 +306,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = (options.prompts or num) if sampled else options.greedy_prompts
         with tempfile.TemporaryDirectory() as folder:
             work = given(name, sizes, Path(folder), ends=sampled, num_texts=texts)
-            if sampled:
-                result = protocol(work, options.how, slow, repeats=repeats)
-                report["protocol"].append(result)
-                console.print(protocol_table(result))
-                continue
-            results = greedy(
-                work,
-                options.vectors,
-                options.greedy_tokens,
-                slow,
-                libraries=names_of(options.peers),
-                repeats=repeats,
-            )
-            report["greedy"] += results
-            console.print(greedy_table(results))
+            results = _results(work, options, sampled=sampled)
+        report[part] += results
+        drawn = protocol_table(results[0]) if sampled else greedy_table(results)
+        console.print(drawn)
     print(json.dumps(report))
+
+
+def _results(
+    work: Given, options: argparse.Namespace, *, sampled: bool
+) -> list[dict[str, Any]]:
+    slow = Slow(options.slow_arms, options.slow_prompts, options.slow_vectors)
+    if sampled:
+        return [protocol(work, options.how, slow, repeats=options.repeats)]
+    return greedy(
+        work,
+        options.vectors,
+        options.greedy_tokens,
+        slow,
+        libraries=names_of(options.peers),
+        repeats=options.repeats,
+    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from steergauge.fisher import fisher
 from steergauge.intervention import Add, Scope
 from steergauge.jacobian import Shift, layer_jacobians, logit_tangents
 from steergauge.loading import fingerprint, load
+from steergauge.scoring import Continuation, sequence_kl
 from steergauge.split import LanguageModel
 from steergauge.vector import Site, SteeringVector
 
@@ -125,6 +126,16 @@ def test_steered_texts_are_those_of_the_whole_model(pair):
 
 
 @needs_accelerate
+def test_scores_are_those_of_the_whole_model(pair):
+    rows = [Continuation([5, 6, 7], [8, 9]), Continuation([3, 4], [10, 11, 12])]
+    ours, theirs = (
+        sequence_kl(model, rows, None, {"v": steering()})["v"] for model in pair
+    )
+    assert (theirs > 0.01).all()
+    assert (ours == theirs).all()
+
+
+@needs_accelerate
 def test_derivatives_are_those_of_the_whole_model(pair):
     lm, whole = pair
     shift = Shift(Site(0))
@@ -189,7 +200,7 @@ def test_a_shared_out_model_is_unchanged_by_what_is_done_with_it(saved):
 
 
 @needs_accelerate
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("family", ["gpt2", "mixtral"])
 def test_the_fingerprint_on_disk_is_that_of_the_stored_weights(saved, family, dtype):
     lm = load(saved[family], device_map=EVERYWHERE, dtype=dtype)
@@ -260,11 +271,9 @@ def agree_with_the_whole_model(path: str) -> None:
     assert lm.prove(again=True) < 1e-5
     for options in ({"temperature": 0.0}, {"samples": 3, "seed": 1}):
         assert tokens(lm, **options) == tokens(whole, **options)
-    for layer in (0, 2):
-        shift = Shift(Site(layer))
-        exact = fisher(whole, [ROW], shift=shift).matrix
-        error = fisher(lm, [ROW], shift=shift).matrix - exact
-        assert float(error.abs().max()) < 1e-5 * float(exact.abs().max())
+    exact = fisher(whole, [ROW], shift=Shift(Site(1))).matrix
+    error = fisher(lm, [ROW], shift=Shift(Site(1))).matrix - exact
+    assert float(error.abs().max()) < 1e-5 * float(exact.abs().max())
     torch.distributed.destroy_process_group()
 
 

@@ -84,7 +84,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go and logits come back; streams are where their block is."""
+        """Where token ids go, and where streams and logits come back."""
         return sharding.device_of(self.model.get_input_embeddings())
 
     @property
@@ -165,7 +165,7 @@ class LanguageModel:
         # Hooks fire in the order of registration: what is recorded is the edited h_l.
         with edited, recording(self.blocks, layers, stop=True) as streams:
             self._run(mask, ids.shape[1], past, 1, input_ids=ids)
-        return streams
+        return {layer: stream.to(self.device) for layer, stream in streams.items()}
 
     def suffix(
         self,

@@ -230,7 +230,7 @@ def engine_name(engine: Engine | None, spec: Spec) -> str:
     Raises:
         InputError: the spec does not say what it is.
     """
-    if engine is None or isinstance(engine, LocalEngine):
+    if isinstance(engine, LocalEngine) or (engine is None and spec.engine == "local"):
         return ""
     if spec.engine == "local":
         raise InputError(

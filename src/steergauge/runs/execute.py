@@ -8,14 +8,15 @@
 Everything after the last stage is a pure function of the store.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from steergauge.audits.finding import Finding
-from steergauge.engines import Engine
+from steergauge.engines import Engine, opened
 from steergauge.errors import BadSpec
 from steergauge.generation import Arm
 from steergauge.intervention import Add, scope_named
@@ -28,6 +29,7 @@ from steergauge.runs import (
     plan,
     reachability_findings,
 )
+from steergauge.runs import tested as test
 from steergauge.runs.alternatives import soft_null_vectors
 from steergauge.runs.distributed import Pool, engine_name
 from steergauge.runs.geometry_findings import Measured, measured
@@ -79,7 +81,7 @@ def audit(
         preset: quick or standard; sizes of the run.
         spec: the whole specification, instead of preset and changes.
         progress: told how far the work is.
-        engine: who makes texts; None is the model itself.
+        engine: who makes texts; None is whom the spec names, opened and closed here.
         workers: who else makes cells, as a `Pool` does; None is nobody.
         **changes: fields of `Spec` that differ from the preset's.
 
@@ -93,14 +95,37 @@ def audit(
         )
     wanted = spec or spec_from({}, preset=preset, **changes)
     inputs = plan.gather(lm, wanted, vector)
+    # What can be refused is refused now rather than after hours.
+    test.looks(inputs)
     if "access" in inputs.spec.audits:
-        goals.hidden_from(lm, inputs)  # Refused now rather than after hours.
+        goals.hidden_from(lm, inputs)
     store = Store(Path(out))
     store.open(inputs.spec, inputs.hashes(lm))
     if (store.folder / "findings.json").is_file():
         return Run(store, store.findings(), store.facts())
-    _execute(Stages(lm, inputs, store, progress or Silent(), engine, workers))
+    told = progress or Silent()
+    with ExitStack() as held:
+        if engine is None and workers is None:
+            engine = held.enter_context(_engine(lm, inputs.spec))
+        _execute(Stages(lm, inputs, store, told, engine, workers))
     return Run(store, store.findings(), store.facts())
+
+
+@contextmanager
+def _engine(lm: LanguageModel, spec: Spec) -> Generator[Engine]:
+    """The engine that the spec names, while the `with` lasts."""
+    made = opened(
+        spec.engine,
+        lm,
+        source=spec.model,
+        dtype=spec.dtype,
+        revision=spec.revision or None,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def audit_traits(
@@ -122,7 +147,7 @@ def audit_traits(
         specs: by the name of the trait; see `specs_from`.
         out: the folder of folders.
         progress: told how far the work is.
-        engine: who makes texts; None is the model itself.
+        engine: who makes texts; None is whom the spec names.
         workers: who else works. A `Pool` of no more workers than there are runs to
             be made does whole runs; else the cells of each are shared out.
 
@@ -187,16 +212,22 @@ def audit_apart(
 
 
 def _run_apart(
-    lm: LanguageModel, opened: Opening, *, name: str, out: Path, spec: Spec, engine: str
+    lm: LanguageModel,
+    engine_for: Opening,
+    *,
+    name: str,
+    out: Path,
+    spec: Spec,
+    engine: str,
 ) -> None:
     """A whole run, under the name that the model has for whoever asked for it."""
-    audit(replace(lm, name=name), out=out, spec=spec, engine=opened(engine))
+    audit(replace(lm, name=name), out=out, spec=spec, engine=engine_for(engine))
 
 
 def _execute(stages: Stages) -> None:
     """All cells that are missing, then the findings."""
     lm, inputs, store = stages.lm, stages.inputs, stages.store
-    spec, samples = inputs.spec, inputs.spec.samples
+    spec = inputs.spec
     stages.progress.begin("vector and controls", 2)
     vector = arms.extract_or_load(lm, inputs, store)
     if spec.alpha is not None:
@@ -217,7 +248,8 @@ def _execute(stages: Stages) -> None:
     if spec.wants_geometry:
         shapes = measured(stages, vector, alpha, norm)
         tested |= shapes.arms
-    texts = stages.texts("test", tested, inputs.test_prompts, samples)
+    held = test.tested(stages, tested, alpha, pipes, shapes.others if shapes else {})
+    texts = held.texts
     seen = judge.Evidence(
         lm=lm,
         inputs=inputs,
@@ -228,11 +260,12 @@ def _execute(stages: Stages) -> None:
         dose=dose,
         plumbing=pipes,
         texts=texts,
-        divergences=stages.divergences(tested, texts, shapes.others if shapes else {}),
+        divergences=held.divergences,
         likelihoods=stages.likelihoods(texts) if spec.behaves else [],
         next_tokens=_next_tokens(stages, tested, vector, alpha, shapes),
         gains=_gains(stages, vector, alpha),
         environments=_environments(stages, vector, alpha, controls),
+        looks=held.looks,
     )
     found = judge.findings(seen)
     elsewhere = [row for rows in seen.environments.values() for row in rows]

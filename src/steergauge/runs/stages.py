@@ -180,9 +180,7 @@ class Stages:
             for place, block in enumerate(blocks):
                 own = {name: arms[name] for name in block}
                 part = f"-{place:02d}" if len(blocks) > 1 else ""
-                cut = replace(
-                    cell, name=cell.name + part, units=cell.units * len(own)
-                )
+                cut = replace(cell, name=cell.name + part, units=cell.units * len(own))
                 make = partial(Stages._draw, stage=stage, arms=own, samples=samples)
                 todo.append((make, cut))
         return self._made(_label(stage, "texts"), todo)

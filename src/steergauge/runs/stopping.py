@@ -243,9 +243,9 @@ def settled_rank(
 ) -> bool | None:
     """Whether v is above so many nulls that p <= 0.05; None if that is not settled.
 
-    If v is truly not, then more than the allowed number of nulls are above it, and
-    False is only missed if the interval of one of the first of them misses: its level
-    is divided by their number, which is 1 with 20 nulls.
+    If v is truly not, more than the allowed number of nulls are above it, and True is
+    only said if the interval of one of the best `allowed + 1` misses: alpha is divided
+    by their number, which is 1 with 20 nulls.
     """
     allowed = allowed_above(len(nulls))
     differences = v - nulls
