@@ -10,7 +10,8 @@ def protocol_table(result: Mapping[str, Any]) -> Table:
     """Seconds, ratios, lengths and memory of one model's protocol."""
     found = Table(title=f"{result['model']}\n{result['work']}, sampled")
     for column in ("", "median", "lowest", "highest", "tokens a text", "peak, MB"):
-        found.add_column(column, justify="right" if column else "left")
+        justify = "right" if column else "left"
+        found.add_column(column, justify=justify, no_wrap=not column)
     for name, values in result["seconds"].items():
         on = result["timed on"].get(name)
         numbers = (f"{number:.3g} s" for number in values.values())
@@ -36,7 +37,8 @@ def greedy_table(results: Sequence[Mapping[str, Any]]) -> Table:
     )
     columns = ("vectors", "median", "lowest", "highest", "by ours", "texts", "peak, MB")
     for column in ("", *columns):
-        found.add_column(column, justify="right" if column else "left")
+        justify = "right" if column else "left"
+        found.add_column(column, justify=justify, no_wrap=not column)
     for result in results:
         for name, values in result["seconds"].items():
             ratio = result["ratios"].get(f"{name} / ours", {}).get("median")

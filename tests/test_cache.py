@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from steergauge.cache import RoomyLayer
+from steergauge.cache import Memory, RoomyLayer
 
 ROWS, HEADS, WIDTH = 5, 2, 4
 
@@ -46,3 +46,49 @@ def test_with_room_a_step_moves_no_memory():
     # Not vacuous: without room left, it is moved.
     roomy.update(*states(1))
     assert roomy.keys.data_ptr() != place
+
+
+def test_rows_that_stay_are_not_moved_when_others_leave():
+    plain, roomy = both(room=3)
+    kept = torch.tensor([0, 4, 2])
+    place, stays = roomy.keys.data_ptr(), plain.keys[[0, 4, 2]]
+    roomy.batch_select_indices(kept)
+    assert roomy.keys.data_ptr() == place
+    assert torch.equal(roomy.keys, stays)
+    # Sources that are themselves overwritten are read first.
+    roomy.batch_select_indices(torch.tensor([1, 2, 0]))
+    assert torch.equal(roomy.keys, stays[[1, 2, 0]])
+
+
+def test_memory_is_used_again_by_the_next_batch_and_only_where_it_fits():
+    memory, first = Memory(), states(3)
+    big = RoomyLayer(*first, room=9, memory=memory)
+    place = big.keys.data_ptr()
+    small = states(2, rows=3, seed=4)
+    again = RoomyLayer(*small, room=4, memory=memory)
+    assert again.keys.data_ptr() == place
+    for found, given in zip((again.keys, again.values), small, strict=True):
+        assert torch.equal(found, given)
+    # Not of another layer, nor of another precision, nor what is too small.
+    assert RoomyLayer(*small, room=4, memory=memory, name=1).keys.data_ptr() != place
+    half = RoomyLayer(*(x.half() for x in small), room=4, memory=memory)
+    assert half.keys.dtype == torch.half
+    assert RoomyLayer(*first, room=99, memory=memory).keys.shape == first[0].shape
+
+
+def test_fixed_shapes_show_all_the_room_and_can_be_undone():
+    _, roomy = both(room=4)
+    before = roomy.keys.clone()
+    cursor = torch.tensor([3])
+    roomy.fix(cursor)
+    for step in range(2):
+        new = states(1, seed=step)
+        keys, values = roomy.update(*new)
+        assert keys.shape == (ROWS, HEADS, 7, WIDTH)
+        assert torch.equal(keys[:, :, 3 + step], new[0][:, :, 0])
+        assert torch.equal(values[:, :, 3 + step], new[1][:, :, 0])
+        assert not keys[:, :, 4 + step :].any()
+        cursor += 1
+    roomy.unfix(3)
+    assert torch.equal(roomy.keys, before)
+    assert roomy.update(*states(1))[0].shape[-2] == 4

@@ -24,8 +24,8 @@ NAME = "steergauge_one_query"
 LONGEST = 128
 """Most positions for which it is used."""
 
-AT_ONCE = 2**18
-"""Most products held at a time: 1 MB stays in a core's cache."""
+AT_ONCE = 2**19
+"""Most products held at a time, 2 MB: more of them leave the processor's caches."""
 
 KNOWN = ("softcap", "position_bias", "cache", "output_attentions")
 """Arguments that change what attention is: with one of them, it is not done here."""

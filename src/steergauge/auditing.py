@@ -59,6 +59,23 @@ class Place:
     workers: int | None = None
     address: str | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse places that no run can have, before a model is loaded."""
+        if self.workers is not None and self.workers < 1:
+            raise BadSpec(
+                f"--workers is {self.workers}; it must be at least 1.",
+                remedy="Leave it out to work in this process alone.",
+            )
+        helped = self.workers is not None or self.address is not None
+        if helped and self.device_map is not None:
+            raise BadSpec(
+                f"--device-map {self.device_map} was given beside workers, which each "
+                "load a whole model.",
+                cause="Workers are asked for by --workers, or by RAY_ADDRESS in the "
+                "environment.",
+                remedy="Leave one of them out.",
+            )
+
 
 def audit(
     folder: Annotated[
@@ -338,6 +355,7 @@ def audit(
         "published_code": published_code or None,
         "engine": engine, "sequential": sequential or None,
     }  # fmt: skip
+    place = Place(device, device_map, workers, os.environ.get("RAY_ADDRESS"))
     table = specs.read_spec(config) if config else {}
     wanted = specs.specs_from(table, preset=preset, **given)
     if layers is not None:
@@ -350,11 +368,11 @@ def audit(
             seen = forecast(spec, device=device, speed=speed)
             speed, seconds = seen.speed, seconds + seen.seconds
             show_forecast(name, seen)
-        out.print(f"In all about {duration(seconds)}.")
+        bound = "at most " if any(spec.sequential for spec in wanted.values()) else ""
+        out.print(f"In all {bound}about {duration(seconds)}.")
     elif folder is None:
         raise BadSpec("--out is missing: the folder where the run is kept.")
     else:
-        place = Place(device, device_map, workers, os.environ.get("RAY_ADDRESS"))
         audited(wanted, folder, place=place, sweep=layers is not None)
 
 
@@ -396,10 +414,11 @@ def audited(
     from steergauge.runs.execute import audit as run_audit
     from steergauge.runs.execute import audit_traits
     from steergauge.runs.sweep import audit_layers
+    from steergauge.runs.tested import looks
 
     first, *rest = specs.values()
     for spec in (first, *rest):
-        plan.read(spec)  # What is wrong with the files is said before loading.
+        looks(plan.read(spec))  # What is wrong with it is said before loading.
     where = place or Place()
     model = lm or loaded_model(
         first.model,
@@ -443,11 +462,6 @@ def _workers(
     """Processes that share the work, if any were asked for; started and `held`."""
     if place.workers is None and place.address is None:
         return None
-    if place.device_map is not None:
-        raise BadSpec(
-            "--device-map was given beside workers, which each load a whole model.",
-            remedy="Leave one of them out.",
-        )
     from steergauge.runs.distributed import Pool
     from steergauge.runs.worker import ModelSource
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from steergauge.sharding import device_of
 from steergauge.split import LanguageModel
 
 MOST_ROWS = {"cpu": 1024}
@@ -37,10 +38,12 @@ def rows_that_fit(lm: LanguageModel, num_tokens: int) -> int:
         num_tokens: T, of the longest prompt and its response together.
     """
     most = MOST_ROWS.get(lm.device.type, MOST_ROWS_ELSEWHERE)
-    free = free_bytes(lm.device)
-    if free is None:
+    # A model on several devices is held up by the fullest of them.
+    devices = {lm.device, *map(device_of, lm.blocks)}
+    known = [free for device in devices if (free := free_bytes(device)) is not None]
+    if not known:
         return most
-    fit = min(most, int(SHARE * free / bytes_of_a_row(lm, num_tokens)))
+    fit = min(most, int(SHARE * min(known) / bytes_of_a_row(lm, num_tokens)))
     return 1 << max(0, fit.bit_length() - 1)
 
 

@@ -135,7 +135,8 @@ class _Batch:
         if len(stops) - sum(stops) > share * len(stops):
             return token
         kept = torch.tensor(_closed_up(stops), device=self.lm.device)
-        self.cache.batch_select_indices(kept)
+        # A layer of the cache may be on another device than the tokens.
+        self.cache.batch_select_indices(kept.cpu())
         self.here, self.done, self.plan = self.here[kept], self.done[kept], None
         self.mask, self.lengths = self.mask[kept], self.lengths[kept]
         return token[kept]

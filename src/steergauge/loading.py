@@ -245,7 +245,7 @@ def _forms(model: Any, blocks: nn.ModuleList) -> tuple[int | None, ...]:
     ]
     try:
         with torch.no_grad():
-            device = sharding.device_of(model.get_input_embeddings())
+            device = sharding.input_device(model)
             ids = torch.zeros(1, 1, dtype=torch.long, device=device)
             model(ids, attention_mask=torch.ones_like(ids))
     finally:

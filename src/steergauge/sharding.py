@@ -48,6 +48,15 @@ def device_of(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def input_device(model: Any) -> torch.device:
+    """Where token ids go: to the embedding, if it is known."""
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:
+        return model.device
+    return device_of(embedding)
+
+
 def weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every parameter by name, whole, one at a time; on whichever device it is kept.
 

@@ -85,7 +85,7 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go, and where streams and logits come back."""
-        return sharding.device_of(self.model.get_input_embeddings())
+        return sharding.input_device(self.model)
 
     @property
     def unembedding(self) -> Float[Tensor, "d_vocab d_model"]:

@@ -73,6 +73,9 @@ CHANGED = Spec(
     margin=0.3,
     budget=1 / 3,
     prompts_per_cell=14,
+    arms_per_cell=17,
+    engine="vllm",
+    sequential=True,
     batch_size=15,
     seed=16,
 )
@@ -198,6 +201,8 @@ IMPOSSIBLE = {
     "num_perpendicular": (0,),
     "num_random": (0, -1),
     "prompts_per_cell": (0,),
+    "arms_per_cell": (-1,),
+    "engine": ("", "vlm", "VLLM"),
     "batch_size": (0,),
     "seed": (-1,),
     "alpha": (0.0, math.inf, -math.inf, math.nan),
@@ -218,8 +223,9 @@ def test_an_impossible_value_is_refused_with_its_key(key):
 COUNTS = {
     field.name
     for field in dataclasses.fields(Spec)
-    if field.type is int and field.name != "seed"
+    if field.type is int and field.name not in ("seed", "arms_per_cell")
 }
+"""All but those of which 0 means something."""
 
 
 @pytest.mark.parametrize("key", sorted(COUNTS))

@@ -37,6 +37,7 @@ from steergauge.entry import repeated
 from steergauge.errors import InputError, ModelError, NonFiniteLogits
 from steergauge.jacobian import Jacobian, Row, Shift, suffix_jacobian
 from steergauge.prompts import padded
+from steergauge.sharding import is_sharded
 from steergauge.split import LanguageModel
 from steergauge.vector import Site
 
@@ -187,6 +188,11 @@ def converted(lm: LanguageModel, dtype: torch.dtype) -> LanguageModel:
     weights = list(lm.model.parameters())
     if all(weight.dtype is dtype for weight in weights):
         return lm
+    if is_sharded(lm.model):
+        raise ModelError(
+            f"{lm.name} is shared out over devices, and a copy in {dtype} is needed.",
+            remedy="Leave the published estimate out.",
+        )
     num_weights = sum(weight.numel() for weight in weights)
     if num_weights * dtype.itemsize > jacobian.LARGEST_COPY:
         raise ModelError(

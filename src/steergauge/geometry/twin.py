@@ -31,6 +31,7 @@ from steergauge import architectures
 from steergauge.errors import ModelError
 from steergauge.jacobian import ENTRIES_AT_ONCE, LARGEST_COPY, widened
 from steergauge.loading import fingerprint
+from steergauge.sharding import is_sharded
 from steergauge.split import LanguageModel
 from steergauge.types import Logits, Mask, Stream, TokenIds
 from steergauge.vector import SteeringVector
@@ -257,6 +258,11 @@ def _copied(lm: LanguageModel) -> LanguageModel:
     wide = widened(lm)
     if wide is not lm:
         return wide
+    if is_sharded(lm.model):
+        raise ModelError(
+            f"{lm.name} is shared out over devices, and a rotated copy is needed.",
+            remedy="Leave the audit of gauge out for this model.",
+        )
     parameters = lm.model.parameters()
     size = sum(weight.numel() * weight.element_size() for weight in parameters)
     if size > LARGEST_COPY:

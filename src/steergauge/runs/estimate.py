@@ -19,15 +19,16 @@ matrix that is only looked up), L blocks, layer l, V = d_vocab and b bytes a num
                  the geometry and reachability add their own: see `geometry_cost` and
                  `reach_cost`
     weights      parameters x b
-    cache        2 L x KV heads x head width x T x rows x b; rows is batch_size, or all
-                 rows of a cell if they are fewer
+    cache        2 L x KV heads x head width x T x rows x b; rows is batch_size (1024
+                 if it is left open), or all rows of a cell if they are fewer
     logits       of one decoding step, rows x V x (b + 12): as computed, and three times
                  in float32 for draws; or of scoring, if that is more, min(2^25, those
                  of a cell) x (b + 32): as computed, and four times in float64
     seconds      FLOPs / (speed x EFFICIENCY); speed is that of a matrix product in the
                  run's precision, measured on this device now
 
-A mixture of experts is counted as if every expert saw every token.
+A mixture of experts is counted as if every expert saw every token, and a sequential run
+as if it went on to its planned end.
 """
 
 import importlib.resources
@@ -41,6 +42,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from steergauge.batching import MOST_ROWS
 from steergauge.errors import CannotLoadModel, InputError, LayerOutOfRange
 from steergauge.intervention import scope_named
 from steergauge.loading import BUILTIN
@@ -52,6 +54,7 @@ from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, Inputs
 from steergauge.runs.reach_cost import reach_flops, reach_texts
 from steergauge.runs.spec import Spec
 from steergauge.runs.stages import NUM_RANDOM_SCORED
+from steergauge.runs.tested import looks
 from steergauge.scoring import LOGITS_AT_ONCE
 from steergauge.vector import SteeringVector
 
@@ -175,6 +178,7 @@ def forecast(
         )
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     inputs = plan.read(spec, vector)
+    looks(inputs)  # A run that would be refused has no cost.
     size = model_size(
         spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code
     )
@@ -402,7 +406,8 @@ def _num_prefills(spec: Spec, stage: _Stage) -> int:
 
 def _rows_at_once(spec: Spec, stage: _Stage) -> int:
     prompts = min(spec.prompts_per_cell, stage.num_prompts)
-    return min(spec.batch_size, prompts * stage.num_arms * stage.samples)
+    most = spec.batch_size or MOST_ROWS["cpu"]
+    return min(most, prompts * stage.num_arms * stage.samples)
 
 
 def _cache_bytes(spec: Spec, size: ModelSize, num_tokens: int) -> int:

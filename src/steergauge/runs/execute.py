@@ -65,7 +65,7 @@ def audit(
     preset: str = "quick",
     spec: Spec | None = None,
     progress: Progress | None = None,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     workers: Workers | None = None,
     **changes: Any,
 ) -> Run:
@@ -81,13 +81,16 @@ def audit(
         preset: quick or standard; sizes of the run.
         spec: the whole specification, instead of preset and changes.
         progress: told how far the work is.
-        engine: who makes texts; None is whom the spec names, opened and closed here.
+        engine: who makes texts; None is whom the spec names, opened and closed here,
+            and a name is the spec's.
         workers: who else makes cells, as a `Pool` does; None is nobody.
         **changes: fields of `Spec` that differ from the preset's.
 
     Raises:
         SteergaugeError: whatever is wrong with what was given.
     """
+    if isinstance(engine, str):
+        changes, engine = {**changes, "engine": engine}, None
     if spec is not None and changes:
         raise BadSpec(
             f"{', '.join(changes)} was given beside a whole spec.",
@@ -105,7 +108,7 @@ def audit(
         return Run(store, store.findings(), store.facts())
     told = progress or Silent()
     with ExitStack() as held:
-        if engine is None and workers is None:
+        if engine is None and not isinstance(workers, Pool):  # Which opens its own.
             engine = held.enter_context(_engine(lm, inputs.spec))
         _execute(Stages(lm, inputs, store, told, engine, workers))
     return Run(store, store.findings(), store.facts())
@@ -156,7 +159,8 @@ def audit_traits(
     """
     folder = Path(out)
     for spec in specs.values():
-        plan.read(spec)  # What can be refused is refused before the first long run.
+        # What can be refused is refused before the first long run.
+        test.looks(plan.read(spec))
     told = progress or Silent()
     by_folder = {folder_name(name): spec for name, spec in specs.items()}
     audit_apart(lm, by_folder, folder, told, engine, workers)

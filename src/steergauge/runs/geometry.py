@@ -10,8 +10,8 @@ with FIT is checked on VAL and judged on the prompts of the test.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -254,23 +254,30 @@ class Geometry:
     def _surveyed(self, arm: str, directions: Tensor, shift: Shift) -> survey.Survey:
         stages = self.stages
         rows = rows_of(self.continuations(arm, fit=True, whole=False))
-        wide = widened(stages.lm)
         stages.progress.begin(f"geometry: Fisher matrix, {arm}", len(rows))
-        parts = []
-        for k, texts in enumerate(survey.parts_of(len(rows))):
-
-            def make(own: Sequence[Row]) -> survey.Part:
-                return survey.surveyed(
-                    wide,
-                    own,
-                    directions,
+        todo = {
+            part_name(arm, k): (
+                partial(
+                    _part,
+                    own=[rows[i] for i in texts],
+                    directions=directions.cpu(),
                     shift=shift,
-                    temperature=stages.spec.temperature,
-                )
-
-            own = [rows[i] for i in texts]
-            parts.append(stages.store.arrays(part_name(arm, k), lambda o=own: make(o)))
-            stages.progress.advance(len(own))
+                ),
+                len(texts),
+            )
+            for k, texts in enumerate(survey.parts_of(len(rows)))
+        }
+        apart = [name for name in todo if not stages.store.has_arrays(name)]
+        if stages.workers is None:
+            apart = []
+        elif apart:
+            stages.workers.arrays(stages, [(name, *todo[name]) for name in apart])
+        here = replace(stages, lm=widened(stages.lm))
+        parts = []
+        for name, (make, units) in todo.items():
+            parts.append(stages.store.arrays(name, lambda m=make: m(here)))
+            if name not in apart:
+                stages.progress.advance(units)
         return survey.merged(parts)
 
     @property
@@ -299,6 +306,19 @@ class Told:
         """What was found; units that needed no work are done as well."""
         self.progress.advance(self.left)
         return found
+
+
+def _part(
+    stages: Stages, *, own: Sequence[Row], directions: Tensor, shift: Shift
+) -> survey.Part:
+    """F_x of some texts, wherever they are made."""
+    return survey.surveyed(
+        widened(stages.lm),
+        own,
+        directions,
+        shift=shift,
+        temperature=stages.spec.temperature,
+    )
 
 
 def part_name(arm: str, k: int) -> str:

@@ -6,6 +6,7 @@ among the contrast pairs.
 """
 
 import importlib.metadata
+import random
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -367,6 +368,9 @@ def _prompts(
     else:
         candidates = list(texts.environment(spec.environment).prompts)
     usable = [text for text in dict.fromkeys(candidates) if text not in used]
+    if spec.sequential:
+        # A run that may stop early must not depend on the order of a file.
+        random.Random(spec.seed).shuffle(usable)
     num_dose = min(spec.num_dose_prompts, len(usable) // 3)
     dose, test = usable[:num_dose], usable[num_dose : num_dose + spec.num_prompts]
     if num_dose < 1 or len(test) < 2:

@@ -140,7 +140,8 @@ class Spec:
         arms_per_cell: arms of one unit of drawing texts; 0 means all.
         engine: who makes the texts: local or vllm.
         sequential: stop the test as soon as all that was asked for is decided.
-        batch_size: most rows that go through the model together.
+        batch_size: most rows that go through the model together; None means as many
+            as memory holds.
         seed: of everything random.
     """
 
@@ -192,7 +193,7 @@ class Spec:
     arms_per_cell: int = 0
     engine: str = "local"
     sequential: bool = False
-    batch_size: int = 1024
+    batch_size: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -226,7 +227,8 @@ class Spec:
             "batch_size": 1,
         }
         for name, least in at_least.items():
-            if not least <= getattr(self, name) < math.inf:
+            value = getattr(self, name)
+            if value is not None and not least <= value < math.inf:
                 option, how = _option(name)
                 raise BadSpec(
                     f"{name}{option} is {getattr(self, name)}; it must be at least "

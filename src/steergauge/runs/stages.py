@@ -108,6 +108,13 @@ class Workers(Protocol):
     def make(self, run: "Stages", todo: Sequence[tuple[Make, Cell]]) -> None:
         """Put every cell into the store of `run`, and tell its progress."""
 
+    def arrays(
+        self,
+        run: "Stages",
+        todo: "Sequence[tuple[str, Callable[[Stages], Mapping[str, Any]], int]]",
+    ) -> None:
+        """Put arrays into the store of `run`: name, how they are made, and units."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stages:
