@@ -38,10 +38,19 @@ organism: $(RUN_TIME)
 
 calibration: $(RUN_TIME)
 	$(BIN)/python -m steergauge.calibration docs/calibration.md
+	$(BIN)/python -m steergauge.runs.stopping_rates docs/cost.md
 
 benchmark: $(RUN_TIME)
 	$(BIN)/python benchmarks/geometry.py
 	$(BIN)/python benchmarks/reachability.py
+	$(BIN)/python benchmarks/extraction.py
+	$(BIN)/python benchmarks/steering.py
+	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/variance.py
+
+# The tools that others use, in environments of their own, for `make benchmark`.
+peers:
+	bash benchmarks/peers/environments.sh
 
 $(VLLM)/.ready: pyproject.toml constraints-vllm.txt
 	$(PYTHON) -m venv $(VLLM)

@@ -1,15 +1,17 @@
 """What common random numbers and the exact KL save: variances on the same texts.
 
     python benchmarks/variance.py [--prompts 50] [--samples 8] [--json FILE]
+                                  [--markdown]
 
 On the built-in reference model and its formality vector. Two questions:
 
 scores     the difference of mean score between two arms. Texts of the same prompt and
-           sample share their random numbers; the same texts paired with the *next*
-           sample of the prompt do not, which is what independent noise would give.
-           With sigma^2 the variance of the true difference between prompts and w that
-           of one pair of samples within a prompt, an interval from n prompts and S
-           samples is as wide as sqrt((sigma^2 + w / S) / n).
+           sample share their random numbers. With independent noise the variance of
+           their difference would be the sum of both arms' variances between the
+           samples of a prompt. With sigma^2 the variance of the true difference
+           between prompts and w that of one pair of samples within a prompt, an
+           interval from n prompts and S samples is as wide as
+           sqrt((sigma^2 + w / S) / n).
 KL         the exact sum of per-step divergences of a text against the log-ratio of its
            probabilities. Both have the mean K(v || c); the first is the second with
            the drawn token averaged over (Rao and Blackwell).
@@ -18,7 +20,8 @@ KL         the exact sum of per-step divergences of a text against the log-ratio
     prompts    (sigma^2 + w / S) without / with, at S samples: prompts that are saved
     from others  the same against other prompts, too, at one sample a prompt
 
-Intervals of 95 % resample prompts. The last line is all of it in JSON.
+Intervals of 95 % resample prompts. The last line is all of it in JSON; with
+--markdown, all that is printed are the two tables of docs/cost.md.
 """
 
 import argparse
@@ -79,41 +82,30 @@ class Measured:
     saved: Mapping[str, Saved]
 
 
-def moments(with_: Scores, without: Scores) -> dict[str, Float[np.ndarray, " prompts"]]:
-    """Per prompt: its mean difference, and the variance of one sample either way.
-
-    Args:
-        with_: differences of texts with common random numbers.
-        without: differences of the same texts, paired so that they share none.
-    """
-    return {
-        "mean": with_.mean((0, 2)),
-        "with": with_.var(axis=2, ddof=1).mean(0),
-        "without": without.var(axis=2, ddof=1).mean(0),
-    }
-
-
 def savings(
-    with_: Scores, without: Scores, apart: Float[np.ndarray, " prompts"] | None
+    with_: Scores,
+    without: Float[np.ndarray, " prompts"],
+    apart: Float[np.ndarray, " prompts"] | None,
 ) -> dict[str, Saved]:
     """Ratios of variances with intervals over prompts.
 
     Args:
-        with_: differences of texts with common random numbers.
-        without: differences of the same texts without.
+        with_: differences of texts with common random numbers, or exact divergences.
+        without: variance within each prompt of one sample without.
         apart: per prompt, squared deviations of either arm's single samples from its
             own grand mean, summed: the variance without a common prompt.
     """
-    seen = moments(with_, without)
-    num, samples = len(seen["mean"]), with_.shape[2]
+    means, within = with_.mean((0, 2)), with_.var(axis=2, ddof=1).mean(0)
+    # Directions have noise of their own, so their mean has less than one of them.
+    noise = with_.mean(0).var(axis=1, ddof=1) / with_.shape[2]
+    num = len(means)
     rng = np.random.default_rng(0)
     drawn = rng.multinomial(num, np.full(num, 1 / num), size=NUM_DRAWS) / num
     weights = np.concatenate([np.full((1, num), 1 / num), drawn])
-    own, other = weights @ seen["with"], weights @ seen["without"]
-    means = seen["mean"]
+    own, other = weights @ within, weights @ without
     spread = weights @ means**2 - (weights @ means) ** 2
     # Between prompts, what the samples' own noise adds to it taken off.
-    between = np.maximum(spread * num / (num - 1) - own / samples, 0)
+    between = np.maximum(spread * num / (num - 1) - weights @ noise, 0)
     found = {"samples": _ratio(other, own)}
     for count in (1, 4, 10):
         found[f"prompts, S = {count}"] = _ratio(
@@ -134,12 +126,13 @@ def _ratio(top: np.ndarray, bottom: np.ndarray) -> Saved:
 def compared(name: str, first: Scores, second: Scores, same: float) -> Measured:
     """The difference first - second, with and without common random numbers."""
     with_ = first - second
-    without = first - np.roll(second, 1, axis=2)
+    # Not of texts held against another sample: their differences are not independent.
+    without = sum(scores.var(axis=2, ddof=1).mean(0) for scores in (first, second))
     apart = sum(
         ((scores - scores.mean((1, 2), keepdims=True)) ** 2).mean((0, 2))
         for scores in (first, second)
     )
-    saved = savings(with_, without, np.asarray(apart))
+    saved = savings(with_, np.asarray(without), np.asarray(apart))
     return Measured(name, float(with_.mean()), same, saved)
 
 
@@ -229,7 +222,7 @@ def kl_savings(
     for name, other in steering.items():
         drawn_kl = scoring.negative_log_likelihood(lm, rows, other) - base
         table, ratio = (values.reshape(1, *shape) for values in (exact[name], drawn_kl))
-        saved = savings(table, ratio, None)
+        saved = savings(table, ratio.var(axis=2, ddof=1).mean(0), None)
         label = f"K(v || {name}), alpha {alpha:g}"
         found.append(Measured(label, float(table.mean()), float(ratio.mean()), saved))
     return found
@@ -272,6 +265,50 @@ def shown(title: str, means: tuple[str, str], rows: Sequence[Measured]) -> Table
     return found
 
 
+KINDS = {
+    "samples": "samples",
+    "prompts": "prompts, S = 4",
+    "from others": "from others, S = 1",
+}
+"""Columns of the published tables."""
+
+
+def markdown(
+    by_score: Sequence[Measured], by_kl: Sequence[Measured]
+) -> tuple[str, str]:
+    """The tables of docs/cost.md: of differences of scores, and of divergences."""
+    scores = [
+        [one.name, f"{one.first:+.3f}", f"{100 * one.second:.0f}"] for one in by_score
+    ]
+    # A bar would end the cell.
+    divergences = [
+        [one.name.replace(" || ", ", "), f"{one.first:.3f}", f"{one.second:.3f}"]
+        for one in by_kl
+    ]
+    return (
+        _rows(("difference of scores", "mean", "same text, %"), scores, by_score),
+        _rows(("divergence", "exact, nats", "log-ratio, nats"), divergences, by_kl),
+    )
+
+
+def _rows(
+    names: Sequence[str], cells: Sequence[Sequence[str]], rows: Sequence[Measured]
+) -> str:
+    kinds = [kind for kind, key in KINDS.items() if key in rows[0].saved]
+    columns = (*names, *kinds)
+    lines = [columns, ("---",) * len(columns)]
+    for own, row in zip(cells, rows, strict=True):
+        lines.append((*own, *(_published(row.saved[KINDS[kind]]) for kind in kinds)))
+    told = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([told[0], told[1].replace(" ", ""), *told[2:]])
+
+
+def _published(saved: Saved) -> str:
+    """To a tenth; whole where that says nothing."""
+    form = ".0f" if saved.value >= 30 else ".1f"
+    return f"{saved.value:{form}} [{saved.low:{form}}, {saved.high:{form}}]"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, and write."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -280,13 +317,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.25, 0.5, 1.0])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--markdown", action="store_true")
     given = parser.parse_args(arguments)
     by_score, by_kl = measured(given.prompts, given.samples, given.tokens, given.alphas)
-    console = Console(width=180)
-    means = ("mean", "same text")
-    console.print(shown("common random numbers, times fewer", means, by_score))
-    means = ("exact", "log-ratio")
-    console.print(shown("exact KL of each step, times fewer", means, by_kl))
     report = {
         "prompts": given.prompts,
         "samples": given.samples,
@@ -297,6 +330,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = json.dumps(report)
     if given.json:
         given.json.write_text(text + "\n", encoding="utf-8")
+    if given.markdown:
+        print(*markdown(by_score, by_kl), sep="\n\n")
+        return
+    console = Console(width=180)
+    means = ("mean", "same text")
+    console.print(shown("common random numbers, times fewer", means, by_score))
+    means = ("exact", "log-ratio")
+    console.print(shown("exact KL of each step, times fewer", means, by_kl))
     print(text)
 
 

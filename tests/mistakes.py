@@ -313,6 +313,57 @@ WRONG = {
         "BadPrompts",
         ["reachability needs 12 prompts", "6 are left", "--num-prompts"],
     ),
+    "an engine that there is not": (
+        AUDIT + " --vector {files}/v.safetensors --engine nonsense",
+        "BadSpec",
+        ["no engine 'nonsense'", "--engine", "local, vllm"],
+    ),
+    "no worker at all": (
+        AUDIT + " --vector {files}/v.safetensors --workers 0",
+        "BadSpec",
+        ["--workers is 0", "at least 1"],
+    ),
+    "no worker at all in a plan": (
+        AUDIT + " --vector {files}/v.safetensors --workers=-2 --dry-run",
+        "BadSpec",
+        ["--workers is -2"],
+    ),
+    "workers beside a model in pieces": (
+        AUDIT + " --vector {files}/v.safetensors --device-map auto --workers 2",
+        "BadSpec",
+        ["--device-map auto", "each load a whole model", "RAY_ADDRESS"],
+    ),
+    "a device map that there is not": (
+        AUDIT + " --vector {files}/v.safetensors --device-map nonsense",
+        "CannotLoadModel",
+        ["device"],
+    ),
+    "two places for a model": (
+        AUDIT + " --vector {files}/v.safetensors --device cpu --device-map auto",
+        "InputError",
+        ["device and device_map"],
+    ),
+    "looks at an audit that has none": (
+        AUDIT + " --vector {files}/v.safetensors --sequential --audits geometry",
+        "BadSpec",
+        ["sequential", "spectrum", "Only T1, T3 and T4"],
+    ),
+    "looks at an audit that has none in a plan": (
+        AUDIT + " --vector {files}/v.safetensors --sequential --audits core,logits"
+        " --dry-run",
+        "BadSpec",
+        ["with logits", "Only T1, T3 and T4"],
+    ),
+    "looks at too few prompts": (
+        AUDIT + " --vector {files}/v.safetensors --sequential --num-prompts 20",
+        "BadSpec",
+        ["20 prompts in cells of 10", "nowhere to stop", "more prompts"],
+    ),
+    "looks at T0": (
+        AUDIT + " --vector {files}/v.safetensors --sequential --audits plumbing",
+        "BadSpec",
+        ["T0 alone"],
+    ),
     "a chat template that is not there": (
         INVERT + " --chat",
         "BadPrompts",

@@ -17,11 +17,11 @@ from steergauge.activations import (
     Position,
     Reader,
     Room,
-    is_out_of_memory,
     pair_rows,
     room_on,
     span_means,
 )
+from steergauge.batching import ran_out_of_memory
 from steergauge.errors import BadPairs, InputError, LayerOutOfRange, ModelError
 from steergauge.prompts import ContrastPair, Text, encode
 
@@ -315,8 +315,8 @@ def test_an_error_that_is_not_of_memory_is_passed_on():
 def test_the_allocators_own_refusal_counts_as_out_of_memory():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58)
-    assert is_out_of_memory(caught.value)
-    assert not is_out_of_memory(RuntimeError("CUDA error: device-side assert"))
+    assert ran_out_of_memory(caught.value)
+    assert not ran_out_of_memory(RuntimeError("CUDA error: device-side assert"))
 
 
 def test_no_text_has_no_rows_and_a_batch_of_nothing_is_refused():

@@ -12,7 +12,9 @@ from steergauge.batching import (
     ran_out_of_memory,
     rows_that_fit,
 )
+from steergauge.errors import InputError
 from steergauge.generation import generate
+from steergauge.intervention import Scope
 
 ARMS = {"plain": None, "one": add(1)}
 
@@ -90,9 +92,16 @@ def test_rows_are_those_that_half_the_free_memory_holds(monkeypatch):
     # 8 bytes a logit and 24 numbers a width of the stream.
     a_row = 2 * 4 * 2 * 12 * 30 * 4 + 8 * lm.d_vocab + 24 * lm.d_model * 4
     assert bytes_of_a_row(lm, 30) == a_row
-    for rows, expected in ((1, 1), (7, 4), (8, 8), (15, 8), (100_000, 1024)):
-        monkeypatch.setattr(batching, "free_bytes", lambda _, n=rows: 2 * n * a_row)
-        assert rows_that_fit(lm, 30) == expected
+    # Besides, those of the prompts that are read together, or of one longer prompt.
+    monkeypatch.setattr(batching, "PREFILL_TOKENS", {"cpu": 100})
+    for prompt, num_read in ((7, 100), (300, 300)):
+        besides = 24 * lm.d_model * 4 * num_read
+        for rows, expected in ((1, 1), (7, 4), (8, 8), (15, 8), (100_000, 1024)):
+            free = 2 * (rows * a_row + besides)
+            monkeypatch.setattr(batching, "free_bytes", lambda _, free=free: free)
+            assert rows_that_fit(lm, 30, prompt=prompt) == expected
+            monkeypatch.setattr(batching, "free_bytes", lambda _, free=free: 3 * free)
+            assert rows_that_fit(lm, 30, prompt=prompt, share=1 / 3) == expected
     monkeypatch.setattr(batching, "free_bytes", lambda _: 10)
     assert rows_that_fit(lm, 30) == 1
     monkeypatch.setattr(batching, "free_bytes", lambda _: None)
@@ -104,9 +113,59 @@ def test_free_memory_is_some_of_the_machines():
     assert free is None or 2**20 < free < 2**50
 
 
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(InputError, match="share"):
+        generate(tiny("llama"), PROMPTS, ARMS, memory_share=share)
+
+
+def test_a_share_of_the_memory_reaches_the_batches(monkeypatch):
+    seen: list[float] = []
+
+    def rows(*_args, share: float, **_how) -> int:
+        seen.append(share)
+        return 4
+
+    monkeypatch.setattr(generation, "rows_that_fit", rows)
+    generate(tiny("llama"), PROMPTS, ARMS, decoding=SAMPLED, memory_share=0.25)
+    assert seen == [0.25]
+
+
+def test_a_containers_limit_counts_and_what_it_read_from_files_does_not(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(batching, "CGROUP", tmp_path)
+    free = free_bytes(torch.device("cpu"))
+    if free is None:
+        pytest.skip("nothing tells the free memory of this machine")
+    told = {"max": "5000", "current": "3000", "stat": "anon 9\ninactive_file 100\n"}
+    for name, text in told.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert free_bytes(torch.device("cpu")) == 5000 - 3000 + 100
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(torch.device("cpu")) > 2**20
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_prompts_are_read_in_parts_and_their_tokens_stay(monkeypatch, family):
+    lm = tiny(family, ends=MANY_ENDS)
+    arms = {**ARMS, "all": add(2, -2.0, Scope.ALL)}
+    whole = tokens(generate(lm, PROMPTS, arms, samples=2, decoding=SAMPLED))
+    monkeypatch.setattr(batching, "PREFILL_TOKENS", {"cpu": 100})
+    with passes(lm) as shapes:
+        found = tokens(generate(lm, PROMPTS, arms, samples=2, decoding=SAMPLED))
+    assert found == whole
+    # Not vacuous: eight prefixes, three at a time.
+    width = max(shape[1] for shape in shapes)
+    read = [shape[0] for shape in shapes if shape[1] == width]
+    assert sum(read) == 8
+    assert set(read[:-1]) == {100 // width} == {read[0]}
+    assert len(read) > 1
+
+
 def test_unasked_for_batches_follow_memory(monkeypatch):
     lm = tiny("llama", ends=())
-    monkeypatch.setattr(generation, "rows_that_fit", lambda _lm, _tokens: 4)
+    monkeypatch.setattr(generation, "rows_that_fit", lambda *_args, **_how: 4)
     with passes(lm) as shapes:
         generate(lm, PROMPTS, ARMS, samples=2, decoding=SAMPLED)
     assert {shape[0] for shape in shapes if shape[1] == 1} <= {1, 2, 4}

@@ -92,3 +92,36 @@ def test_fixed_shapes_show_all_the_room_and_can_be_undone():
     roomy.unfix(3)
     assert torch.equal(roomy.keys, before)
     assert roomy.update(*states(1))[0].shape[-2] == 4
+
+
+CHANGES = {
+    "crop": lambda layer: layer.crop(-2),
+    "repeat": lambda layer: layer.batch_repeat_interleave(2),
+    "reorder": lambda layer: layer.reorder_cache(torch.tensor([4, 3, 2, 1, 0])),
+    "reset": lambda layer: layer.reset(),
+    "offload": lambda layer: layer.offload(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_else_a_layer_can_do_is_the_plain_layers_and_so_is_what_follows(change):
+    plain, roomy = both(room=9)
+    for layer in (plain, roomy):
+        CHANGES[change](layer)
+    rows = 10 if change == "repeat" else ROWS
+    for step in range(2):
+        new = states(1, rows=rows, seed=step)
+        for expected, found in zip(plain.update(*new), roomy.update(*new), strict=True):
+            assert torch.equal(expected, found)
+        kept = torch.arange(rows - 1, -1, -1)
+        plain.batch_select_indices(kept)
+        roomy.batch_select_indices(kept)
+        assert torch.equal(plain.keys, roomy.keys)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_layer_of_fixed_shape_keeps_its_shape(change):
+    _, roomy = both(room=4)
+    roomy.fix(torch.tensor([3]))
+    with pytest.raises(AssertionError, match="fixed shape"):
+        CHANGES[change](roomy)

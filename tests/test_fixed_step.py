@@ -1,8 +1,10 @@
 """A step in fixed shapes draws the ordinary one's tokens, and is given up if not."""
 
+from weakref import WeakSet
+
 import pytest
 import torch
-from tests.models import tiny
+from tests.models import borrowed, network, tiny
 from tests.test_generation import MANY_ENDS, PROMPTS, add, tokens
 
 from steergauge import decoding, fixed_step
@@ -63,7 +65,7 @@ def test_batches_to_the_last_token_fit_their_room(steps):
     how = Decoding(max_new_tokens=10, seed=5)
     fixed, ordinary = both("llama", steps, how, ends=())
     assert fixed == ordinary
-    assert steps[: steps.index(-1)] == [63] * 9
+    assert steps[: steps.index(-1)] == [63] * 10  # Two in the proof
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
@@ -87,7 +89,9 @@ def test_a_step_that_is_not_proved_leaves_nothing_behind(monkeypatch, steps, fau
     monkeypatch.setattr(FixedStep, "_run", wrong)
     fixed, ordinary = both("llama", steps, Decoding(max_new_tokens=8, seed=1))
     assert fixed == ordinary
-    assert steps[1:] == [-1, -1]  # One try a batch.
+    # One try a batch, of at most two tokens.
+    assert steps == [*steps[:-2], -1, -1]
+    assert 1 <= len(steps[:-2]) <= 2
 
 
 def test_memory_that_runs_out_in_the_proof_is_not_taken_for_a_fault(monkeypatch, steps):
@@ -98,11 +102,84 @@ def test_memory_that_runs_out_in_the_proof_is_not_taken_for_a_fault(monkeypatch,
     tried: list[int] = []
     whole = decoding.proved
 
-    def counted(step, token, logits):
-        tried.append(len(token))
-        return whole(step, token, logits)
+    def counted(step, told):
+        tried.append(len(told[0][0]))
+        return whole(step, told)
 
     monkeypatch.setattr(decoding, "proved", counted)
     with pytest.raises(torch.OutOfMemoryError):
         generate(tiny("llama"), PROMPTS[:2], {"a": None}, samples=2)
     assert tried == [4, 2, 1]
+
+
+def test_attention_that_adds_a_mask_is_not_fixed(steps):
+    # It would add True and False as 1 and 0; half precision alone might not show it.
+    model = network("llama").bfloat16()
+    model.set_attn_implementation("eager")
+    lm = borrowed(model, ends=())
+    how = Decoding(max_new_tokens=6, temperature=0)
+    found = tokens(generate(lm, PROMPTS, ARMS, decoding=how))
+    assert not steps
+    fixed_step.DEVICES = ()
+    assert tokens(generate(lm, PROMPTS, ARMS, decoding=how)) == found
+
+
+def test_in_half_precision_fixed_shapes_are_proved_and_a_wrong_mask_is_not(
+    monkeypatch, steps
+):
+    proofs: list[bool] = []
+    whole = decoding.proved
+
+    def noted(step, told):
+        proofs.append(whole(step, told))
+        return proofs[-1]
+
+    monkeypatch.setattr(decoding, "proved", noted)
+    how = Decoding(max_new_tokens=4, temperature=0)
+    lm = borrowed(network("llama").bfloat16(), ends=())
+    generate(lm, PROMPTS, {"plain": None}, decoding=how)
+    assert proofs == [True]
+    monkeypatch.setattr(fixed_step, "ATTENTION", ("eager",))
+    lm.model.set_attn_implementation("eager")
+    generate(lm, PROMPTS, {"plain": None}, decoding=how)
+    assert proofs == [True, False]
+
+
+def test_a_step_that_does_not_answer_to_its_token_is_not_proved(monkeypatch, steps):
+    # As a recording made on another device than the model's: replayed, it does nothing.
+    whole, first = FixedStep._run, []
+
+    def dead(self):
+        first.append(first[0] if first else whole(self))
+        return first[0]
+
+    monkeypatch.setattr(FixedStep, "_run", dead)
+    fixed, ordinary = both("llama", steps, Decoding(max_new_tokens=6, temperature=0))
+    assert fixed == ordinary
+    assert len(steps) == 4  # Two tokens of the proof, and no more.
+
+
+def test_a_model_that_cannot_be_recorded_is_not_tried_again(monkeypatch, steps):
+    lm = tiny("llama", seed=1)
+    monkeypatch.setattr(fixed_step, "_UNRECORDABLE", WeakSet([lm.model]))
+    generate(lm, PROMPTS, ARMS, decoding=Decoding(max_new_tokens=4))
+    assert not steps
+    # Seen in the proof, it is not proved.
+    monkeypatch.setattr(fixed_step, "_UNRECORDABLE", WeakSet())
+    whole = FixedStep._run
+
+    def refused(self):
+        fixed_step._UNRECORDABLE.add(lm.model)
+        return whole(self)
+
+    monkeypatch.setattr(FixedStep, "_run", refused)
+    for _ in range(2):
+        generate(lm, PROMPTS, ARMS, decoding=Decoding(max_new_tokens=4))
+    assert len(steps) == 2  # One proof in two batches.
+
+
+def test_a_recording_is_made_on_the_models_device():
+    # What one GPU can tell of two: the place, not the recording.
+    found = fixed_step._on(torch.device("cuda", 1))
+    assert isinstance(found, torch.cuda.device)
+    assert found.idx == 1

@@ -456,3 +456,30 @@ def test_tangents_need_no_forward_mode(monkeypatch):
     reverse = logit_tangents(tiny("llama"), row, u, shift=shift)
     size = float(forward.tangents.abs().max())
     assert torch.allclose(forward.tangents, reverse.tangents, atol=FLOAT32 * size)
+
+
+@pytest.mark.parametrize("short", [True, False], ids=["memory", "no batched form"])
+def test_only_what_has_no_batched_form_is_taken_row_by_row(monkeypatch, short):
+    lm = tiny("gpt2")
+    text = (PROMPT, len(PROMPT))
+    shifts = [Shift(Site(1)), Shift(Site(2))]
+    expected = layer_jacobians(lm, text, shifts=shifts)
+    whole, tried = jacobian._rows, []
+
+    def rows(entry, above, *, batched):
+        tried.append(batched)
+        if batched:
+            error = torch.OutOfMemoryError if short else RuntimeError
+            raise error("no")
+        return whole(entry, above, batched=batched)
+
+    monkeypatch.setattr(jacobian, "_rows", rows)
+    if short:
+        with pytest.raises(torch.OutOfMemoryError):
+            layer_jacobians(lm, text, shifts=shifts)
+        assert tried == [True]
+    else:
+        found = layer_jacobians(lm, text, shifts=shifts)
+        assert tried == [True, False]
+        for one, other in zip(found, expected, strict=True):
+            assert (one.matrices - other.matrices).abs().max() < FLOAT32

@@ -154,7 +154,25 @@ def test_looks_are_whole_blocks_from_20_prompts_on_and_the_end(plan, numbers):
         assert Looks(*plan).numbers == numbers
 
 
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ((25, 20), "at 20 and 25"),
+        ((47, 10), "at 20, 30, 40 and 47"),
+        ((60, 10), "every 10 from 20 to 60"),
+        ((57, 10), "every 10 from 20 to 50, and at 57"),
+        ((100, 10), "every 10 from 20 to 100"),
+    ],
+)
+def test_the_looks_that_are_told_are_those_that_there_are(plan, said):
+    looks = Looks(*plan)
+    told = {int(word) for word in said.replace(",", "").split() if word.isdigit()}
+    assert looks.listed == said
+    assert told <= {*looks.numbers, looks.every}
+    assert looks.numbers[-1] in told
+
+
 def test_the_reason_says_what_the_intervals_are():
     said = LOOKS.reason(40)
-    assert "always-valid over looks at n = 20, 30, ... 100" in said
+    assert "always-valid over looks every 10 from 20 to 100," in said
     assert "40 of 100 planned prompts" in said

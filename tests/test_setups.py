@@ -90,7 +90,7 @@ def test_the_paper_file_is_the_preset_with_every_key_written_out():
     table = read_spec(FOLDER / "paper.toml")
     fields = {field.name for field in dataclasses.fields(Spec)}
     # Whose None TOML cannot write.
-    assert fields - set(table) == {"chat", "layer", "read_layer"}
+    assert fields - set(table) == {"batch_size", "chat", "layer", "read_layer"}
     for name, spec in specs_from(table).items():
         assert spec == spec_from({"trait": name}, preset="paper")
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from steergauge.batching import ran_out_of_memory
 from steergauge.errors import BadPairs, InputError, ModelError
 from steergauge.prompts import ContrastPair, Text, encoded, padded
 from steergauge.split import LanguageModel
@@ -195,7 +196,7 @@ class Reader:
             columns = torch.tensor(spans) + ids.shape[1] - ends
             return span_means(lm.prefix(ids, mask, layer=self.layer), columns)
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            if not ran_out_of_memory(error):
                 raise
             if len(rows) == 1:
                 raise ModelError(
@@ -286,11 +287,3 @@ def pair_rows(
         texts = [*(p.positive for p in window), *(p.negative for p in window)]
         rows, room = reader.window(lm, texts, room, progress=count)
         yield rows[: len(window)], rows[len(window) :]
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the processor's allocator, had no memory left."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or any(
-        words in said for words in ("can't allocate memory", "not enough memory")
-    )

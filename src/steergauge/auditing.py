@@ -4,7 +4,6 @@ What is measured is a `Spec`; where it runs (device, shards, workers) is a `Plac
 which the results do not depend.
 """
 
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ from steergauge.terminal import (
 )
 
 if TYPE_CHECKING:
-    from steergauge.engines import Engine
     from steergauge.runs.distributed import Pool
     from steergauge.runs.spec import Spec
     from steergauge.split import LanguageModel
@@ -71,8 +69,8 @@ class Place:
             raise BadSpec(
                 f"--device-map {self.device_map} was given beside workers, which each "
                 "load a whole model.",
-                cause="Workers are asked for by --workers, or by RAY_ADDRESS in the "
-                "environment.",
+                cause="Workers are asked for by --workers, by --ray-address, or by "
+                "RAY_ADDRESS in the environment.",
                 remedy="Leave one of them out.",
             )
 
@@ -308,9 +306,18 @@ def audit(
     workers: Annotated[
         int | None,
         typer.Option(
-            help="Processes that share the work through Ray, on this machine or on "
-            "the cluster that RAY_ADDRESS names. [dim]default: this process alone, or "
-            "one a GPU of that cluster[/dim]",
+            help="Processes that share the work through Ray. [dim]default: this one "
+            "alone, or one a GPU of the cluster[/dim]",
+            show_default=False,
+            rich_help_panel=MACHINES,
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            help="Ray cluster that the workers are on, such as ray://host:10001. "
+            "[dim]default: this machine[/dim]",
             show_default=False,
             rich_help_panel=MACHINES,
         ),
@@ -320,7 +327,7 @@ def audit(
         typer.Option(
             "--sequential",
             help="End the test as soon as all that was asked for is decided; its "
-            "intervals hold at every look.",
+            "intervals hold at every look, and are wider. Pays from 100 prompts on.",
             rich_help_panel=SIZES,
         ),
     ] = False,
@@ -355,7 +362,7 @@ def audit(
         "published_code": published_code or None,
         "engine": engine, "sequential": sequential or None,
     }  # fmt: skip
-    place = Place(device, device_map, workers, os.environ.get("RAY_ADDRESS"))
+    place = Place(device, device_map, workers, ray_address)
     table = specs.read_spec(config) if config else {}
     wanted = specs.specs_from(table, preset=preset, **given)
     if layers is not None:
@@ -433,7 +440,6 @@ def audited(
             workers = _workers(held, first, model, where)
             helped: dict[str, Any] = {
                 "workers": workers,
-                "engine": None if workers else _engine(held, first, model),
                 "progress": held.enter_context(bars()),
             }
             if sweep:
@@ -476,20 +482,3 @@ def _workers(
     pool = Pool(place.workers, address=place.address, model=source)
     with err.status("starting workers"):
         return held.enter_context(pool)
-
-
-def _engine(held: ExitStack, spec: "Spec", lm: "LanguageModel") -> "Engine":
-    """Who makes the texts; closed when `held` is."""
-    from steergauge.engines import opened
-
-    with err.status(f"opening the engine {spec.engine}"):
-        engine = opened(
-            spec.engine,
-            lm,
-            source=spec.model,
-            dtype=spec.dtype,
-            revision=spec.revision or None,
-            trust_remote_code=spec.trust_remote_code,
-        )
-    held.callback(engine.close)
-    return engine

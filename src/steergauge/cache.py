@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,31 @@ class RoomyLayer(DynamicLayer):
         self._show(stop)
         return self._both()
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget so many of the latest tokens (a number below 0)."""
+        self._leave_room()
+        super().crop(tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every row so many times, one after the other."""
+        self._leave_room()
+        super().batch_repeat_interleave(repeats)
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """These rows, in this order."""
+        self._leave_room()
+        super().reorder_cache(beam_idx)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._leave_room()
+        super().reset()
+
+    def offload(self) -> None:
+        """Keep keys and values on the processor until `prefetch`."""
+        self._leave_room()
+        super().offload()
+
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only; those that keep their place are not moved."""
         indices = indices.to(self.device)
@@ -142,6 +167,11 @@ class RoomyLayer(DynamicLayer):
         """Most tokens that it holds without moving them."""
         return len(self._buffers[0])
 
+    def _leave_room(self) -> None:
+        """Go on in the parent's way: its other methods know of no buffer."""
+        assert self._cursor is None, "a layer of fixed shape keeps its shape"
+        self._buffers = [buffer[:0] for buffer in self._buffers]
+
     def _both(self) -> tuple[Tensor, Tensor]:
         assert self.keys is not None
         assert self.values is not None
@@ -149,6 +179,32 @@ class RoomyLayer(DynamicLayer):
 
     def _show(self, length: int) -> None:
         self.keys, self.values = (b[:length].permute(1, 2, 0, 3) for b in self._buffers)
+
+
+def can_be_joined(cache: DynamicCache) -> bool:
+    """Whether it holds keys and values alone, no state of a linear attention."""
+    return all(
+        type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
+        for layer in cache.layers
+    )
+
+
+def joined(caches: list[DynamicCache]) -> DynamicCache:
+    """The rows of all of them, which have read as many tokens each, in one cache.
+
+    They are used up: each layer is taken out of them as it is put together.
+    """
+    first, *others = caches
+    layers: list[Any] = first.layers
+    for place, layer in enumerate(layers if others else []):
+        rest: list[Any] = [other.layers[place] for other in others]
+        if layer.is_initialized:
+            for kind in ("keys", "values"):
+                parts = [getattr(one, kind) for one in (layer, *rest)]
+                setattr(layer, kind, torch.cat(parts))
+        for one in rest:
+            one.reset()
+    return first
 
 
 def spread(

@@ -1,9 +1,9 @@
 """One batch decoded step by step: rows, each with its own intervention, grow together.
 
-Each distinct prefix is read once, up to but not including its last token, and its keys
-and values are given to all rows that share it. The last prompt token is the first
-decoding step of every row. Rows that have finished leave the batch: the last rows take
-their places.
+Each distinct prefix is read once, up to but not including its last token, in passes of
+some thousand tokens; its keys and values are given to all rows that share it. The last
+prompt token is the first decoding step of every row. Rows that have finished leave the
+batch: the last rows take their places.
 
 What a step needs besides the tokens (who is here, who is steered how, whose noise) is
 a `_Plan`. It changes when rows leave, and once after the first step, whose token alone
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from steergauge.cache import Memory, spread
+from steergauge.batching import prefill_rows
+from steergauge.cache import Memory, can_be_joined, joined, spread
 from steergauge.drawing import Decoding, Noise, Piece, drawn
 from steergauge.errors import NonFiniteLogits
 from steergauge.fixed_step import FixedStep, Place, may_be_fixed, proved
@@ -153,14 +154,21 @@ class _Batch:
 
     def _fix(self, token: Tensor, logits: Tensor, step: int) -> None:
         """Go over to fixed shapes, if they give the logits of the ordinary step."""
+        other = (token + 1) % self.lm.d_vocab
+        self._unread()
+        told = [(other, self._ordinary(other)), (token, logits)]
         fixed = self._fixed(step)
-        if proved(fixed, token, logits):
+        if proved(fixed, told):
             self.fixed = fixed
             return
+        self._unread()
+        self._ordinary(token)  # Written again: nothing of the other step is left.
+
+    def _unread(self) -> None:
+        """Take the latest token out of the cache."""
         layers: list[Any] = self.cache.layers
         for layer in layers:
             layer.unfix(self.filled)
-        self._ordinary(token)  # Written again: nothing of the other step is left.
 
     def _planned(self, where: Tensor) -> _Plan:
         """What the next steps need; `where` are the positions of the next tokens."""
@@ -258,26 +266,40 @@ def _prefill(
     room: int,
     memory: Memory,
 ) -> DynamicCache:
-    """Keys and values of all tokens but the last: one pass per distinct prefix."""
-    cache = DynamicCache(config=lm.model.config)
+    """Keys and values of all tokens but the last, of each distinct prefix once."""
     slots: dict[tuple[int, int], int] = {}
     heads: list[int] = []
     for i, row in enumerate(rows):
         if row.prefill_key not in slots:
             slots[row.prefill_key] = len(heads)
             heads.append(i)
-    head_ids, head_mask = ids[heads, :-1], mask[heads, :-1]
-    if head_ids.shape[1] == 0:
-        return cache
-    steering = edits(
-        [rows[i].intervention for i in heads],
-        positions(head_mask),
-        head_mask,
-        mask[heads].sum(-1),
+    empty = DynamicCache(config=lm.model.config)
+    if ids.shape[1] == 1:
+        return empty
+    size = prefill_rows(lm, ids.shape[1] - 1) if can_be_joined(empty) else len(heads)
+    parts = [heads[start : start + size] for start in range(0, len(heads), size)]
+    cache = joined(
+        [
+            _read(lm, [rows[i].intervention for i in part], ids[part], mask[part])
+            for part in parts
+        ]
     )
-    lm.logits(head_ids, head_mask, edits=steering, cache=cache, keep=1)
     which = [slots[row.prefill_key] for row in rows]
     spread(cache, which, room=room, memory=memory)
+    return cache
+
+
+def _read(
+    lm: LanguageModel,
+    steering: Sequence[Intervention | None],
+    ids: Tensor,
+    mask: Tensor,
+) -> DynamicCache:
+    """Keys and values of some prompts' tokens but the last, in one pass."""
+    cache = DynamicCache(config=lm.model.config)
+    seen = mask[:, :-1]
+    how = edits(steering, positions(seen), seen, mask.sum(-1))
+    lm.logits(ids[:, :-1], seen, edits=how, cache=cache, keep=1)
     return cache
 
 

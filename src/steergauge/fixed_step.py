@@ -5,20 +5,25 @@ longer than the arithmetic. Here keys and values have all their room from the st
 cursor says where the next ones go, a mask says which are seen, and interventions are
 tables of fixed rows. Such a step can be recorded once and replayed for every token.
 
-It is used where the cache is made of `RoomyLayer`s alone (no sliding window) and the
-model takes a mask of four axes, and only after one step has given the logits of the
-ordinary one. On the processor it runs without recording, for tests.
+It is used where the cache is made of `RoomyLayer`s alone (no sliding window), and the
+model uses sdpa attention: others add a mask of four axes to their scores, whatever it
+holds. It is used only after it has given the ordinary step's logits for two tokens, so
+that a recording which does not answer to its token is seen. On the processor it runs
+without recording, for tests.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from steergauge.attention import NAME as ONE_QUERY
 from steergauge.batching import ran_out_of_memory
 from steergauge.cache import RoomyLayer
 from steergauge.hooks import editing
@@ -27,6 +32,16 @@ from steergauge.types import Edit
 
 DEVICES = ("cuda",)
 """Where fixed steps are tried."""
+
+ATTENTION = ("sdpa", ONE_QUERY)
+"""What hides keys where a mask of four axes is False."""
+
+HALF_ULPS = 4
+"""In half precision, how many times the spacing of numbers at the largest logit another
+shape's rounding may move a logit."""
+
+_UNRECORDABLE: WeakSet[Any] = WeakSet()
+"""Models whose step could not be recorded: it is not tried again."""
 
 WARM_UPS = 2
 """Steps before recording, in which libraries choose kernels and take memory."""
@@ -64,7 +79,7 @@ class FixedStep:
         self._positions = place.positions[:, None].clone()
         self._token = torch.zeros_like(self._positions)
         self._graph: Any = None
-        self._tried = lm.device.type != "cuda"
+        self._tried = lm.device.type != "cuda" or lm.model in _UNRECORDABLE
         self._logits: Tensor | None = None
         for layer in _layers(cache):
             layer.fix(self._cursor)
@@ -75,13 +90,14 @@ class FixedStep:
         Reading the same token again before `advance` changes nothing.
         """
         self._token.copy_(token)
-        if self._graph is not None:
-            self._graph.replay()
-        elif not self._tried:
-            self._tried = True
-            self._record()
-        else:
-            self._logits = self._run()
+        with _on(self._lm.device):
+            if self._graph is not None:
+                self._graph.replay()
+            elif not self._tried:
+                self._tried = True
+                self._record()
+            else:
+                self._logits = self._run()
         assert self._logits is not None
         return self._logits
 
@@ -90,6 +106,11 @@ class FixedStep:
         self._cursor += 1
         self._positions += 1
         self._seen |= self._columns == self._cursor  # None after the last one.
+
+    @property
+    def refused(self) -> bool:
+        """Whether the model's step could not be recorded."""
+        return self._lm.model in _UNRECORDABLE
 
     def _run(self) -> Tensor:
         with editing(self._lm.blocks, self._edits), torch.no_grad():
@@ -103,7 +124,11 @@ class FixedStep:
             ).logits[:, -1]
 
     def _record(self) -> None:
-        """Record the step, or leave it unrecorded where the model asks its data."""
+        """Record the step, or leave it unrecorded where the model asks its data.
+
+        On the current device, which must be the model's: a recording holds the kernels
+        of that one alone.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -117,6 +142,7 @@ class FixedStep:
         except RuntimeError as error:
             if ran_out_of_memory(error):
                 raise
+            _UNRECORDABLE.add(self._lm.model)
             return
         self._graph, self._logits = graph, logits
         graph.replay()
@@ -131,9 +157,12 @@ def may_be_fixed(lm: LanguageModel, cache: DynamicCache, capacity: int) -> bool:
         capacity: columns that the text will need.
     """
     accepted = inspect.signature(lm.model.forward).parameters
+    config = lm.model.config.get_text_config()
     layers: list[Any] = cache.layers
     return (
         lm.device.type in DEVICES
+        and lm.model not in _UNRECORDABLE
+        and config._attn_implementation in ATTENTION
         and {"position_ids", "logits_to_keep"} <= accepted.keys()
         and len(layers) > 0
         and all(
@@ -145,17 +174,41 @@ def may_be_fixed(lm: LanguageModel, cache: DynamicCache, capacity: int) -> bool:
     )
 
 
-def proved(step: FixedStep, token: Tensor, logits: Tensor) -> bool:
-    """Whether the fixed step gives the ordinary one's `logits` after `token`."""
+def proved(step: FixedStep, told: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether the fixed step gives the ordinary one's logits, and can be recorded.
+
+    The last of the tokens is what it has read afterwards.
+
+    Args:
+        step: not yet advanced.
+        told: two tokens (batch, 1), each with the ordinary step's logits after it.
+    """
+    (_, first), (_, second) = told
+    size = float(torch.maximum(first.abs().max(), second.abs().max()))
+    tolerance = _tolerance(first.dtype, size)
     try:
-        found = step(token)
+        near = [
+            bool((step(token) - logits).abs().max() <= tolerance)
+            for token, logits in told
+        ]
     except (RuntimeError, ValueError, TypeError) as error:
         if ran_out_of_memory(error):
             raise
         return False  # The model takes no mask of four axes, or no such cache.
-    size = max(1.0, float(logits.abs().max()))
-    tolerance = LAW_TOLERANCE.get(logits.dtype, 0.05) * size
-    return bool((found - logits).abs().max() <= tolerance)
+    # Two tokens that give the same would not tell whether a recording reads them.
+    telling = bool((first - second).abs().max() > tolerance)
+    return all(near) and telling and not step.refused
+
+
+def _tolerance(dtype: torch.dtype, size: float) -> float:
+    """How far logits of at most `size` may be apart."""
+    if dtype in LAW_TOLERANCE:
+        return LAW_TOLERANCE[dtype] * max(1.0, size)
+    return HALF_ULPS * torch.finfo(dtype).eps * size
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _layers(cache: DynamicCache) -> list[RoomyLayer]:

@@ -9,8 +9,9 @@ changes what is computed for a row, but for rounding:
 path           where                               logits against the model's own pass
 =============  ==================================  ====================================
 ordinary       everywhere                          the model's kernels and precision
-one query      processor, float32, sdpa, at most   float32, another order of sums: about
-               `attention.LONGEST` positions       1e-6 of the largest logit
+one query      processor, float32, sdpa, proved    float32, another order of sums: about
+               on the model, where it pays         1e-6 of the largest logit
+               (`attention`)
 fixed step     CUDA, no sliding window, proved     the model's kernels on the longest
                in each batch before it is used     shape, recorded and replayed
 noise          everywhere                          integer hash; logarithms in float32
@@ -23,6 +24,7 @@ half precision it must be expected now and then.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -105,6 +107,7 @@ def generate(
     decoding: Decoding | None = None,
     chat: bool | None = None,
     batch_size: int | None = None,
+    memory_share: float = 1.0,
     other_model: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> list[Sample]:
@@ -119,10 +122,13 @@ def generate(
         chat: through the chat template; None means if there is one.
         batch_size: most rows that go through the model together; None means as many
             as memory holds (see `batching`). If it runs out, fewer are tried.
+        memory_share: of the free memory that may be used: 1 / n where n processes
+            share it. It matters only where `batch_size` is None.
         other_model: accept vectors that were extracted from another model.
         progress: called with the number of responses finished since the last call.
 
     Raises:
+        InputError: the prompts are one text, or the share is none.
         NonFiniteLogits: an intervention drove the logits to infinity or NaN.
         ShapeMismatch: a vector does not fit the model.
     """
@@ -142,9 +148,11 @@ def generate(
     ends = end_tokens(lm)
     if batch_size is None:
         longest = max((len(row.prompt_ids) for row in rows), default=0)
-        batch_size = rows_that_fit(lm, longest + how.max_new_tokens)
+        batch_size = rows_that_fit(
+            lm, longest + how.max_new_tokens, prompt=longest, share=memory_share
+        )
     tokens: dict[tuple[str, int, int], list[int]] = {}
-    with one_query(lm.model):
+    with one_query(lm, min(batch_size, len(rows))):
         for row, ids in _in_batches(lm, order, how, ends, batch_size, progress):
             tokens[row.arm, row.index, row.sample] = ids
     return [
@@ -240,9 +248,15 @@ def _in_batches(
         # Begun anew out here: in there, the error still holds what the batch took.
         if found is None:
             memory.kept.clear()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            _give_memory_back()
             batch_size, count.ended = max(1, len(batch) // 2), start
             continue
         yield from zip(batch, found, strict=True)
         start += len(batch)
+
+
+def _give_memory_back() -> None:
+    if torch.cuda.is_available():
+        # Refused while a step is being recorded; the next batch does without it.
+        with suppress(RuntimeError):
+            torch.cuda.empty_cache()

@@ -28,7 +28,6 @@ with all derivatives.
 
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -38,6 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import forward_ad, grad
 
+from steergauge.batching import ran_out_of_memory
 from steergauge.entry import Entry, Row, Shift, entered
 from steergauge.errors import InputError, ModelError
 from steergauge.readout import log_likelihood
@@ -292,8 +292,11 @@ def _reverse(entry: Entry, above: Sequence[int] = ()) -> list[Tensor]:
     # The sums of tensor-parallel processes have no batched form, nor have some
     # operations of models of their own.
     if not is_tensor_parallel(entry.lm.model):
-        with suppress(RuntimeError):
+        try:
             return _rows(entry, above, batched=True)
+        except RuntimeError as error:
+            if ran_out_of_memory(error):
+                raise
     return _rows(entry, above, batched=False)
 
 

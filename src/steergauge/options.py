@@ -33,8 +33,9 @@ Device = Annotated[
 DeviceMap = Annotated[
     str | None,
     typer.Option(
-        help="Spread a model that is too large for one device: auto, balanced or "
-        "sequential (needs steergauge[sharded]).",
+        help="Share a model larger than one GPU out over devices: auto, balanced or "
+        "sequential; what no GPU has room for is read from memory or disk at each "
+        r"pass. Needs pip install 'steergauge\[sharded]'.",
         show_default=False,
         rich_help_panel=MODEL,
     ),

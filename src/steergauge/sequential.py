@@ -25,6 +25,9 @@ from scipy import special, stats
 FIRST_LOOK = 20
 """Fewest prompts at a look: below, neither the normal limit nor Student's t is near."""
 
+MOST_LISTED = 4
+"""Looks that are named one by one."""
+
 ALPHA = 0.05
 ONE_SIDED = 0.05
 """Level of each of the two one-sided tests of an equivalence."""
@@ -83,15 +86,33 @@ class Looks:
         reach = critical_value(num_prompts, self.planned, alpha=alpha)
         return _students(reach, num_prompts) * sd / float(np.sqrt(num_prompts))
 
+    @property
+    def listed(self) -> str:
+        """The numbers of prompts at the looks, in words.
+
+        >>> Looks(40, 10).listed, Looks(47, 10).listed
+        ('at 20, 30 and 40', 'at 20, 30, 40 and 47')
+        >>> Looks(100, 10).listed, Looks(107, 10).listed
+        ('every 10 from 20 to 100', 'every 10 from 20 to 100, and at 107')
+        """
+        *others, last = self.numbers
+        if len(others) < MOST_LISTED:
+            return f"at {', '.join(map(str, others))} and {last}"
+        if last == others[-1] + self.every:
+            return f"every {self.every} from {others[0]} to {last}"
+        return f"every {self.every} from {others[0]} to {others[-1]}, and at {last}"
+
     def reason(self, num_prompts: int) -> str:
-        """What a reader of an interval at so many prompts must know."""
-        steps = f"{self.numbers[0]}, {self.numbers[0] + self.every}, ... {self.planned}"
+        """What a reader of a run that used so many prompts must know, once."""
         return (
             f"The run was sequential and used {num_prompts} of {self.planned} planned "
-            f"prompts: its intervals are always-valid over looks at n = {steps}, "
-            f"{self.stretch(num_prompts) / _ordinary(num_prompts):.2f} times as wide "
-            "as those of a single look."
+            f"prompts: its intervals are always-valid over looks {self.listed}, "
+            f"{self.widening(num_prompts):.2f} times as wide as those of a single look."
         )
+
+    def widening(self, num_prompts: int) -> float:
+        """How many times as wide its intervals are as those of a single look."""
+        return self.stretch(num_prompts) / _ordinary(num_prompts)
 
 
 def critical_value(num_prompts: int, planned: int, *, alpha: float = ALPHA) -> float:

@@ -114,7 +114,10 @@ class Bars:
 
     def begin(self, label: str, total: int) -> None:
         """A stage of `total` units begins."""
-        self._task = self._progress.add_task(label, total=total)
+        same = [task.id for task in self._progress.tasks if task.description == label]
+        if same:  # A sequential run comes back to its stages at every look.
+            self._progress.reset(same[0], total=total)
+        self._task = same[0] if same else self._progress.add_task(label, total=total)
 
     def advance(self, num: int) -> None:
         """`num` more units of the stage are done."""
@@ -226,6 +229,8 @@ def show_forecast(name: str, seen: "Forecast") -> None:
         f"products were measured now at {seen.speed / 1e9:.3g} GFLOP/s; the order of "
         "magnitude is meant, no more",
     }
+    if seen.looks is not None:
+        rows["sequential"] = f"at most this; looks {seen.looks.listed}"
     for key, value in rows.items():
         table.add_row(key, value)
     out.print(table)
@@ -310,6 +315,8 @@ def show_run(run: "Run") -> None:
                     Text(f"   control {control.name} did not hold: {control.expected}"),
                     style="yellow",
                 )
+    if plan := facts.get("sequential"):
+        out.print(Text(plan["reason"]))
     probe = facts["probe"]
     if probe and "manipulation" in findings:
         out.print(

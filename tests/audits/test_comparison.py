@@ -4,18 +4,21 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from steergauge.audits.comparison import (
     MINIMUM_PROMPTS,
     Cell,
     cell,
     compared,
+    costlier,
     in_every_cell,
     oriented,
 )
 from steergauge.audits.finding import Verdict
 from steergauge.calibration import ScoreTable
-from steergauge.statistics import Estimate, two_way_bootstrap
+from steergauge.sequential import Looks
+from steergauge.statistics import Estimate, prompts_to_decide, two_way_bootstrap
 
 LIFT = 0.15
 RULES = {"margin": 0.2, "minimum_lift": 0.05}
@@ -171,6 +174,35 @@ def test_a_vector_against_itself_differs_by_exactly_nothing():
         0.0,
     )
     assert 0 < seen.prompts_to_decide < 10  # the variance of m L(v) alone
+
+
+def test_a_sequential_plan_of_so_many_prompts_decides_80_times_in_100():
+    rng, bound, runs = np.random.default_rng(0), 0.05, 4000
+    once = prompts_to_decide(rng.normal(0, 0.2, 100_000), bound)
+    plan = math.ceil(costlier(Looks(200, 10)) * once)
+    assert costlier(None) == 1.0
+    assert plan > 1.4 * once
+
+    def decides(num):
+        values = rng.normal(0, 0.2, (runs, num))
+        reach = Looks(num, 10).stretch(num) * stats.norm.ppf(0.95)
+        half = reach * values.std(axis=1, ddof=1) / math.sqrt(num)
+        return float(np.mean(np.abs(values.mean(1)) + half < bound))
+
+    # At its end alone, which is the least that looks find: 0.64 % is one deviation.
+    assert decides(plan) == pytest.approx(0.8, abs=0.03)
+    assert decides(once) < 0.6
+
+
+def test_a_sequential_comparison_asks_for_as_many_prompts_as_it_must_plan():
+    lifts = ScoreTable(num_prompts=60).lifts({"v": LIFT, "w": LIFT})
+    draws = two_way_bootstrap(lifts)
+    looks = Looks(100, 10)
+    once, planned = (
+        compared(lifts, draws, "w", margin=0.2, looks=which).prompts_to_decide
+        for which in (None, looks)
+    )
+    assert planned == math.ceil(costlier(looks) * once)
 
 
 def test_without_a_second_vector_there_is_a_lift_and_no_comparison():

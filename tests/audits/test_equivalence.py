@@ -176,6 +176,29 @@ def test_the_reasons_hold_the_numbers(effects, sizes, request):
         assert f"About {found.details['prompts_to_decide']} prompts" in text
 
 
+def test_more_directions_are_never_advised_for_one_vector_that_was_given():
+    noise = np.random.default_rng(0).normal(size=60)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    # The standard error is a third of the margin, 0.03, and the difference 1.8 of it:
+    # more than nothing and the margin both are within the interval's reach.
+    deviation = 0.0095
+    gap = -1.8 * deviation + deviation * math.sqrt(60) * noise
+    lifts = {"v": np.full((1, 60), 0.15), "against[w]": 0.15 + gap[None]}
+
+    def advice(candidate, tables):
+        found = equivalence(
+            tables, candidate, subject="", manipulation=Verdict.PASS, num_samples=1
+        )
+        assert found.verdict is Verdict.INCONCLUSIVE
+        return found.reasons[-1]
+
+    given = advice("against[w]", lifts)
+    assert "60 prompts would mostly have decided" in given
+    assert "directions" not in given
+    drawn = {"v": lifts["v"], "perp": np.repeat(lifts["against[w]"], 2, axis=0)}
+    assert "more random directions" in advice("perp", drawn)
+
+
 def test_the_margin_is_the_one_that_was_set():
     table = ScoreTable(num_prompts=400, num_samples=20)
     lifts = table.lifts({"v": 0.15, "other": 0.12})

@@ -17,10 +17,12 @@ from tests.report.stores import (
     write_store,
 )
 
+from steergauge.audits.finding import Verdict
 from steergauge.probes import lexical_score
 from steergauge.report.axis import Axis, linear_axis
 from steergauge.report.dose import dose_panels
 from steergauge.report.forest import kl_forest, lift_forest
+from steergauge.report.lifted import still_needed
 from steergauge.report.lifts import lifts
 from steergauge.report.samples import NUM_PROMPTS, marked, samples, word_places
 from steergauge.report.words import arm_name, plain
@@ -68,6 +70,18 @@ def test_lifts_are_of_the_arms_that_the_audits_compare() -> None:
         arm for lift in lifts(rows, alpha=1.0, seed=0).values() for arm in lift.arms
     }
     assert shown == {arm for arm, compared in kinds.items() if compared}
+
+
+@pytest.mark.parametrize(("drawn", "advised"), [(True, True), (False, False)])
+def test_the_paper_page_advises_directions_only_where_they_are_drawn(
+    store, drawn, advised
+) -> None:
+    found = store.findings()["equivalence"]
+    details = {"prompts_to_decide": 1, "short_of_directions": False, "drawn": drawn}
+    opened = replace(
+        found, verdict=Verdict.INCONCLUSIVE, num_prompts=100, details=details
+    )
+    assert ("more directions" in still_needed(opened)) == advised
 
 
 def test_texts_without_a_score_have_no_lifts(store) -> None:

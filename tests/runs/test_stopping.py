@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from steergauge.audits.comparison import EVERY_LOOK
 from steergauge.audits.divergence import divergence
 from steergauge.audits.equivalence import equivalence
 from steergauge.audits.finding import Finding, Verdict
@@ -257,13 +258,41 @@ def test_every_interval_of_a_sequential_finding_is_the_always_valid_one():
         assert other.value == one.value
         assert other.level == one.level == 0.95
         assert (other.high - one.value) / (one.high - one.value) > 1.2
-        assert "always-valid" in valid.reasons[-1]
-        assert "always-valid" not in " ".join(ordinary.reasons)
+        assert EVERY_LOOK in valid.reasons
+        assert EVERY_LOOK not in ordinary.reasons
         assert valid.details["looks"] == list(LOOKS.numbers)
         assert not {"looks", "planned_prompts"} & set(ordinary.details)
         for control, wider in zip(ordinary.controls, valid.controls, strict=True):
             low, high = control.estimate.low, control.estimate.high
             assert wider.estimate.high - wider.estimate.low >= high - low
+
+
+def test_a_number_that_few_prompts_make_is_doubted():
+    rng = np.random.default_rng(0)
+
+    def said(other):
+        divergences = nats(60) | {FAMILY: other[None]}
+        found = divergence(
+            divergences, FAMILY, subject="", floor=1e-6, tokens=32.0, num_samples=10,
+            looks=LOOKS,
+        )  # fmt: skip
+        return any("Few prompts make most" in line for line in found.reasons)
+
+    skewed, even = np.exp(2 * rng.normal(size=60)), rng.gamma(4, 0.25, 60)
+    assert stats.skew(skewed) > 2.5 > stats.skew(even)
+    assert said(skewed)
+    assert not said(even)
+    assert not said(np.full(60, 0.25))  # All the same: no skew, and no warning.
+
+
+@pytest.mark.parametrize(("planned", "new"), [(100, True), (200, False)])
+def test_inconclusive_at_the_planned_end_asks_for_a_new_plan(planned, new):
+    found = divergence(
+        nats(100, ratio=0.05), FAMILY, subject="", floor=1e-6, tokens=32.0,
+        num_samples=10, looks=Looks(planned, 10),
+    )  # fmt: skip
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert any("new plan" in line for line in found.reasons) == new
 
 
 def test_the_interval_of_one_vector_is_the_confidence_sequence():

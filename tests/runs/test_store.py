@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
+import subprocess
 import sys
 from array import array
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -296,18 +299,48 @@ def test_two_who_write_one_cell_at_a_time_do_not_disturb_each_other(store):
     assert not [name for name in files(store) if name.endswith(".part")]
 
 
-def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(store):
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that is no more."""
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+def begun(path: Path, pid: int, monkeypatch) -> Path:
+    """What a process with this id had begun to write."""
+    with monkeypatch.context() as other:
+        other.setattr(os, "getpid", lambda: pid)
+        part = stores.part_of(path)
+    part.write_bytes(b"half")
+    return part
+
+
+def test_what_a_kill_left_half_written_goes_when_the_run_goes_on(
+    store, monkeypatch, gone
+):
     store.cell("test-0000", lambda: ROWS)
-    left = ["cells/test-0001.parquet.0a.part", "cells/test-00010.json.1b.part"]
-    for name in [*left, "findings.json.2c.part"]:
-        (store.folder / name).write_bytes(b"half")
+    names = ("cells/test-0001.parquet", "cells/test-00010.json", "findings.json")
+    first, *left = [begun(store.folder / name, gone, monkeypatch) for name in names]
     store.tidy("test-0001")
-    assert {name for name in files(store) if name.endswith(".part")} == {
-        left[1],
-        "findings.json.2c.part",
-    }
+    assert [first.exists(), *(part.exists() for part in left)] == [False, True, True]
     store.open(Spec(), INPUTS)
     assert list(files(store)) == ["run.toml", "cells/test-0000.parquet"]
+
+
+def test_what_another_process_is_writing_stays_when_the_run_goes_on(
+    store, monkeypatch, gone
+):
+    parts = [begun(store.folder / "findings.json", os.getppid(), monkeypatch)]
+    parts.append(begun(store.folder / "findings.json", os.getpid(), monkeypatch))
+    # On another machine that number is another process.
+    monkeypatch.setattr(stores, "_machine", lambda: "01234567")
+    parts.append(begun(store.folder / "findings.json", gone, monkeypatch))
+    monkeypatch.undo()
+    store.open(Spec(), INPUTS)
+    assert all(part.exists() for part in parts)
+    store.write_findings({}, {})
+    assert all(part.exists() for part in parts)
 
 
 def test_a_write_that_fails_half_way_leaves_nothing(store, monkeypatch):

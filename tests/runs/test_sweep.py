@@ -7,12 +7,17 @@ import numpy as np
 import pytest
 from tests import planted
 from tests.models import tiny
+from tests.runs.test_worker import counted_copies, in_half
 
+from steergauge import engines
 from steergauge.audits.finding import Finding
+from steergauge.engines import engine
 from steergauge.errors import BadSpec, LayerOutOfRange, StoreError
+from steergauge.generation import generate
 from steergauge.geometry import survey
 from steergauge.jacobian import FORWARD_FROM
-from steergauge.runs.execute import Run, audit
+from steergauge.runs import sweep
+from steergauge.runs.execute import Run, audit, audit_traits
 from steergauge.runs.spec import Spec, layer_specs, spec_from
 from steergauge.runs.store import Store
 from steergauge.runs.sweep import audit_layers
@@ -229,3 +234,83 @@ def test_another_sweep_does_not_go_on_in_the_same_folder(spec, swept):
     other = layer_specs(spec_from(spec.to_table() | {"seed": 1}), LAYERS)
     with pytest.raises(StoreError, match="seed"):
         audit_layers(tiny("llama"), other, out=out)
+
+
+class Served:
+    """Another engine, which is opened and closed, and makes the local model's texts."""
+
+    def __init__(self, lm, source, **options) -> None:
+        self.lm, self.open, self.stages = lm, True, 0
+
+    def generate(self, *given, **options):
+        assert self.open
+        self.stages += 1
+        return generate(self.lm, *given, **options)
+
+    def close(self) -> None:
+        self.open = False
+
+
+@pytest.fixture
+def served(monkeypatch) -> list[Served]:
+    """Every engine that was opened, while the local one is not to be had."""
+    opened: list[Served] = []
+
+    def open_one(*given, **options):
+        opened.append(Served(*given, **options))
+        return opened[-1]
+
+    def refused(*_given, **_options):
+        raise AssertionError("the local model makes texts")
+
+    monkeypatch.setitem(engines.ENGINES, "vllm", open_one)
+    monkeypatch.setattr(engine, "generate", refused)
+    return opened
+
+
+def test_a_sweep_opens_the_engine_of_its_spec_once_and_for_all_its_texts(
+    spec, swept, served, tmp_path
+):
+    other = layer_specs(spec_from(spec.to_table() | {"engine": "vllm"}), LAYERS)
+    runs = audit_layers(tiny("llama"), other, out=tmp_path)
+    (one,) = served
+    assert one.stages > len(LAYERS)
+    assert not one.open
+    for name, run in runs.items():
+        assert run.store.generations() == swept[name].store.generations()
+    # What is finished is read without an engine.
+    audit_layers(tiny("llama"), other, out=tmp_path)
+    assert len(served) == 1
+
+
+def test_traits_open_the_engine_of_their_specs_once(spec, served, tmp_path):
+    small = {"audits": ["manipulation"], "engine": "vllm", "samples": 1}
+    own = spec_from(spec.to_table() | small)
+    runs = audit_traits(tiny("llama"), {"one": own, "two": own}, out=tmp_path)
+    assert len(runs) == 2
+    assert len(served) == 1
+    assert not served[0].open
+
+
+def test_runs_of_one_call_have_one_engine(spec, served, tmp_path):
+    other = spec_from(spec.to_table() | {"engine": "vllm"})
+    for call in (audit_layers, audit_traits):
+        with pytest.raises(BadSpec, match="different engines"):
+            call(tiny("llama"), {"one": spec, "two": other}, out=tmp_path / "runs")
+    assert not served
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_in_half_precision_is_copied_once_and_only_for_what_is_missing(
+    spec, tmp_path, monkeypatch
+):
+    half, own = in_half(tiny("llama")), layer_specs(spec, (1,))["layer-01"]
+    given = (half, own, tmp_path / "run", Told(), None, None)
+    copies = counted_copies(monkeypatch)
+    monkeypatch.setattr(survey, "TEXTS_A_PART", 3)
+    first = sweep._opened(*given).unsteered
+    assert len([*(tmp_path / "run" / "cells").glob("fisher-*")]) > 1
+    assert len(copies) == 1
+    again = sweep._opened(*given).unsteered
+    assert len(copies) == 1
+    assert np.array_equal(first.matrix, again.matrix)

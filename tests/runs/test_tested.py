@@ -8,10 +8,13 @@ import pytest
 from tests import planted
 
 from steergauge import engines
+from steergauge.audits.comparison import EVERY_LOOK
 from steergauge.audits.finding import Verdict
 from steergauge.errors import BadSpec, EngineError
-from steergauge.report import write_report
-from steergauge.runs import plan
+from steergauge.report import words, write_report
+from steergauge.report.lifts import lifts
+from steergauge.report.lifts import looks_of as looks_in
+from steergauge.runs import judge, plan
 from steergauge.runs import spec as specs
 from steergauge.runs.execute import audit, audit_traits
 from steergauge.runs.spec import CORE, read_spec, spec_from
@@ -90,20 +93,29 @@ def texts_of(run, stage="test"):
     return [row for row in run.store.generations() if row["stage"] == stage]
 
 
+def _plan(run):
+    """How a sequential run was planned, without what it told."""
+    kept = dict(run.facts["sequential"])
+    return {key: kept[key] for key in kept if key not in ("reason", "decisions")}
+
+
 def verdicts_of(run):
     return {key: found.verdict for key, found in run.findings.items()}
 
 
 def test_a_sequential_run_of_a_clear_case_ends_early_and_says_so(early):
-    plan = {"planned": PLANNED, "looks": [20, 30, 40, 50, 60], "used": 20}
-    assert early.facts["sequential"] == plan
+    plan = {"planned": PLANNED, "every": 10, "first": 20, "used": 20}
+    assert plan | {"looks": [20, 30, 40, 50, 60]} == _plan(early)
     assert early.facts["num_prompts"] == 20
     assert {row["prompt_index"] for row in texts_of(early)} == {*range(20)}
     check = early.findings["manipulation"]
     assert check.verdict is Verdict.PASS
     assert check.num_prompts == 20
     assert check.details["planned_prompts"] == PLANNED
-    assert any("used 20 of 60 planned prompts" in line for line in check.reasons)
+    assert EVERY_LOOK in check.reasons
+    # Once a run, not once a finding.
+    assert "used 20 of 60 planned prompts" in early.facts["sequential"]["reason"]
+    assert not any("planned prompts" in line for line in check.reasons)
     kept = spec_from(read_spec(early.store.folder / "run.toml"))
     assert (kept.sequential, kept.num_prompts) == (True, PLANNED)
 
@@ -114,12 +126,55 @@ def test_its_page_and_card_count_the_prompts_that_were_used(early):
     page = re.sub(r"<(style|script)\b.*?</\1>", " ", page, flags=re.DOTALL)
     page = " ".join(re.sub(r"<[^>]+>", " ", page).split())
     card = (early.store.folder / "card.md").read_text(encoding="utf-8")
-    assert "used 20 of 60 planned prompts" in page
+    assert page.count("used 20 of 60 planned prompts") == 1
+    assert card.count("used 20 of 60 planned prompts") == 1
     assert "these 20 prompts" in page
+    assert "sequential 20 of 60 planned prompts" in page
+    assert "looked every 10 from 20 to 60, until" in page
+    assert "95 % at every look" in page
+    (look,) = early.facts["sequential"]["decisions"]
+    assert words.typeset(look["reason"]) in page
     assert re.search(r"prompts of the test 20\b", page)
     for text in (page, card):
         assert re.search(r"\b20 prompts", text)
         assert not re.search(r"\b60 (test )?prompts", text)
+
+
+def test_the_lifts_on_its_page_are_those_of_its_findings(early, whole):
+    found = early.findings["manipulation"]
+    rows, facts = early.store.generations(), early.facts
+    given = {"alpha": facts["alpha"], "seed": facts["seed"]}
+    shown = lifts(rows, looks=looks_in(facts), **given)
+    assert shown["v"].estimate == found.estimate
+    for control in found.controls:
+        assert shown[control.name].estimate == control.estimate
+    # Not vacuous: those of a single look are others.
+    assert lifts(rows, **given)["v"].estimate != found.estimate
+    assert looks_in(whole.facts) is None
+
+
+def test_each_look_is_told_while_the_run_goes_on(inputs, tmp_path):
+    told = Watched()
+    run_in(
+        tmp_path, inputs, sequential=True, audits=EARLY, alpha=BORDER,
+        num_prompts=25, progress=told,
+    )  # fmt: skip
+    assert [label for label in told.labels if label.startswith("look")] == [
+        "look at 20 of 25 prompts: open manipulation",
+        "look at 25 of 25 prompts: open manipulation",
+    ]
+
+
+@pytest.mark.parametrize(("planned", "noted"), [(50, True), (51, False)])
+def test_a_plan_that_no_equivalence_can_end_is_said(inputs, planned, noted):
+    def said(**changes):
+        wanted = spec_from(inputs | {"num_prompts": planned} | changes)
+        read = plan.read(wanted, planted.trait_vector())
+        return any("sequential" in line for line in judge._not_run(read))
+
+    assert said(sequential=True) == noted
+    assert not said(sequential=True, audits=EARLY)
+    assert not said()
 
 
 def test_its_texts_and_decision_are_those_of_the_same_prompts_in_one_go(early, whole):
@@ -157,7 +212,18 @@ def test_all_of_t1_t3_and_t4_end_a_run_at_the_fewest_prompts_of_an_equivalence(
 ):
     sizes = {"samples": 4, "num_prompts": 60, "prompts_per_cell": 25}
     run = run_in(tmp_path / "run", inputs, sequential=True, **sizes)
-    assert run.facts["sequential"] == {"planned": 60, "looks": [25, 50, 60], "used": 50}
+    plan = {"planned": 60, "every": 25, "first": 20, "used": 50}
+    assert plan | {"looks": [25, 50, 60]} == _plan(run)
+    first, last = run.facts["sequential"]["decisions"]
+    assert (first["num_prompts"], first["stop"]) == (25, False)
+    assert {"equivalence", "divergence"} <= {*first["open"]}
+    assert (last["num_prompts"], last["stop"], last["open"]) == (50, True, [])
+    assert last["verdicts"] == {
+        key: str(found.verdict)
+        for key, found in run.findings.items()
+        if key != "plumbing"
+    }
+    assert not run.facts["not_run"] or "sequential" not in run.facts["not_run"][-1]
     assert verdicts_of(run) == {
         "plumbing": Verdict.PASS,
         "manipulation": Verdict.PASS,
@@ -167,8 +233,7 @@ def test_all_of_t1_t3_and_t4_end_a_run_at_the_fewest_prompts_of_an_equivalence(
         "divergence[v_perp alone]": Verdict.DIFFERENT,
     }
     for found in run.findings.values():
-        told = any("used 50 of 60" in line for line in found.reasons)
-        assert told == (found.audit != "plumbing")
+        assert (EVERY_LOOK in found.reasons) == (found.audit != "plumbing")
 
 
 class Died(BaseException):
@@ -209,7 +274,8 @@ def test_a_sequential_run_that_is_killed_and_resumed_is_the_same_bytes(
     for name in ("findings.json", "run.toml", "generations.parquet"):
         assert (folder / name).read_bytes() == (_of(alone) / name).read_bytes(), name
     names = [
-        {p.name for p in (one / "cells").iterdir()} for one in (folder, _of(alone))
+        {p.name for p in (one / "cells").iterdir() if p.suffix != ".part"}
+        for one in (folder, _of(alone))
     ]
     assert names[0] == names[1]
     # Not vacuous: it ended before its planned end, at the last look but one.
@@ -225,7 +291,14 @@ def test_what_is_not_decided_runs_to_its_planned_end_also_off_a_whole_cell(
 ):
     changes = {"audits": EARLY, "alpha": BORDER, "num_prompts": 25}
     run = run_in(tmp_path / "looked", inputs, sequential=True, **changes)
-    assert run.facts["sequential"] == {"planned": 25, "looks": [20, 25], "used": 25}
+    plan = {"planned": 25, "every": 10, "first": 20, "used": 25}
+    assert plan | {"looks": [20, 25]} == _plan(run)
+    trail = run.facts["sequential"]["decisions"]
+    assert [(seen["num_prompts"], seen["stop"]) for seen in trail] == [
+        (20, False),
+        (25, False),
+    ]
+    assert trail[-1]["open"] == ["manipulation"]
     assert run.findings["manipulation"].num_prompts == 25
     once = run_in(tmp_path / "once", in_order, **changes)
     assert run.store.generations() == once.store.generations()
@@ -245,10 +318,15 @@ def test_a_step_that_does_nothing_fails_at_the_first_look(inputs, tmp_path):
 class Watched(Silent):
     """Counts the stages that were begun."""
 
-    begun = 0
+    def __init__(self):
+        self.labels = []
+
+    @property
+    def begun(self):
+        return len(self.labels)
 
     def begin(self, label, total):
-        self.begun += 1
+        self.labels.append(label)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +336,9 @@ class Watched(Silent):
         ({"audits": (*CORE, "spectrum", "nulls")}, "with spectrum, nulls"),
         ({"audits": ("plumbing",)}, "T0 alone"),
         ({"num_prompts": 20}, "20 prompts in cells of 10"),
+        ({"num_prompts": 20}, "at least 21 prompts"),
+        ({"num_prompts": 24, "prompts_per_cell": 25}, "at least 26 prompts"),
+        ({"audits": (*CORE, "reliability")}, "--audits core"),
         ({"prompts_per_cell": PLANNED}, "60 prompts in cells of 60"),
     ],
 )
@@ -322,4 +403,7 @@ class Nobody:
     """Workers who leave all cells to whoever asked them."""
 
     def make(self, run, todo):
+        """Nothing."""
+
+    def arrays(self, run, todo):
         """Nothing."""

@@ -7,6 +7,7 @@ to be EQUIVALENT, and needs no correction for their number; one DIFFERENT cell r
 it, and is looked for among many, so their intervals are widened (Bonferroni).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -42,6 +43,11 @@ ONE_DIRECTION = (
     "least two."
 )
 
+EVERY_LOOK = "The interval holds at every look of the sequential run."
+
+SKEWED = 2.5
+"""Skew of a number's prompts from which its interval is doubted: see docs/cost.md."""
+
 
 def reach(looks: Looks | None, table: Table) -> float | None:
     """By what the bootstrap of `table`'s prompts is stretched; None: Student's factor.
@@ -53,16 +59,51 @@ def reach(looks: Looks | None, table: Table) -> float | None:
     return None if looks is None else looks.stretch(table.shape[1])
 
 
-def at_looks(finding: Finding, looks: Looks | None) -> Finding:
-    """The finding, and that its intervals hold at every look of a sequential run."""
+def at_looks(
+    finding: Finding, looks: Looks | None, values: Float[np.ndarray, " prompts"]
+) -> Finding:
+    """The finding, and that its intervals hold at every look of a sequential run.
+
+    Args:
+        finding: made with intervals that do.
+        looks: of the run; None for a run that is judged once.
+        values: of the prompts, whose mean is the finding's number.
+    """
     if looks is None:
         return finding
+    told = [EVERY_LOOK]
+    skew = float(stats.skew(values)) if np.ptp(values) > 0 else 0.0
+    if abs(skew) > SKEWED:
+        told.append(
+            f"Few prompts make most of the number (their skew is {skew:+.1f}): the "
+            "interval may miss more often than 5 times in 100 runs."
+        )
+    ended = finding.num_prompts == looks.planned
+    if finding.verdict is Verdict.INCONCLUSIVE and ended:
+        told.append(
+            f"All {looks.planned} planned prompts were used; more need a new plan, "
+            "which is a new run."
+        )
     details = {"looks": list(looks.numbers), "planned_prompts": looks.planned}
     return replace(
         finding,
-        reasons=(*finding.reasons, looks.reason(finding.num_prompts)),
+        reasons=(*finding.reasons, *told),
         details={**finding.details, **details},
     )
+
+
+def costlier(looks: Looks | None) -> float:
+    """How many times as many prompts a sequential plan needs to decide by its end.
+
+    At its last look the 5 % quantile of a test lies `stretch` times as far out as that
+    of a single look, and the power of 80 % is asked of the same z_.90 ::
+
+        ((stretch z_.95 + z_.90) / (z_.95 + z_.90))^2
+    """
+    if looks is None:
+        return 1.0
+    test, power = float(stats.norm.ppf(0.95)), float(stats.norm.ppf(0.90))
+    return ((looks.stretch(looks.planned) * test + power) / (test + power)) ** 2
 
 
 def is_drawn(family: str) -> bool:
@@ -83,7 +124,8 @@ class Comparison:
         candidate: L(w).
         difference: L(w) - L(v) with its interval.
         test: of equality within the margin.
-        prompts_to_decide: prompts at which the test would decide with 80 % power.
+        prompts_to_decide: prompts at which the test would decide with 80 % power; of
+            a sequential run, as many as it would have to plan.
         short_of_directions: whether the spread between random directions alone is too
             large for the margin, so that more prompts would not help.
         num_prompts: prompts behind the numbers.
@@ -114,8 +156,18 @@ def compared(
     *,
     margin: float,
     level: float = 0.95,
+    looks: Looks | None = None,
 ) -> Comparison:
-    """The family `name` against `v`, from tables and draws of the same resamples."""
+    """The family `name` against `v`, from tables and draws of the same resamples.
+
+    Args:
+        lifts: tables (directions, prompts).
+        draws: of their means.
+        name: of the family.
+        margin: largest relative difference that still counts as the same.
+        level: of the difference's interval.
+        looks: those of the sequential run whose draws these are.
+    """
     gap = lifts[name] - lifts["v"]
     reference = float(lifts["v"].mean())
     return Comparison(
@@ -123,11 +175,14 @@ def compared(
         candidate=float(lifts[name].mean()),
         difference=estimate(gap, draws[name] - draws["v"], level=level),
         test=tost(draws["v"], draws[name], margin=margin),
-        prompts_to_decide=max(
-            prompts_to_decide(
-                (lifts[name] - side * lifts["v"]).mean(0), margin * reference
+        prompts_to_decide=math.ceil(
+            costlier(looks)
+            * max(
+                prompts_to_decide(
+                    (lifts[name] - side * lifts["v"]).mean(0), margin * reference
+                )
+                for side in (1 - margin, 1 + margin)
             )
-            for side in (1 - margin, 1 + margin)
         ),
         short_of_directions=_half_width(gap.mean(1)) >= margin * abs(reference),
         num_prompts=gap.shape[1],

@@ -115,7 +115,7 @@ def divergence(
             "tokens_to_detect": tokens_to_detect(seen.value, tokens),
         },
     )
-    return at_looks(found, looks)
+    return at_looks(found, looks, divergences[candidate].mean(0))
 
 
 def certificate(nats: float) -> float:

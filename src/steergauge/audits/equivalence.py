@@ -69,9 +69,9 @@ def equivalence(
     draws = two_way_bootstrap(
         lifts, fixed=FIXED_FAMILIES, seed=seed, stretch=reach(looks, lifts["v"])
     )
-    seen = compared(lifts, draws, candidate, margin=margin)
+    seen = compared(lifts, draws, candidate, margin=margin, looks=looks)
     num_prompts = lifts["v"].shape[1]
-    verdict, reasons = _judge(seen, manipulation, num_prompts)
+    verdict, reasons = _judge(seen, manipulation, _power(seen, candidate))
     if len(lifts[candidate]) < MINIMUM_DIRECTIONS and is_drawn(candidate):
         verdict = Verdict.UNINFORMATIVE
         reasons.insert(0, ONE_DIRECTION)
@@ -97,9 +97,10 @@ def equivalence(
             "tost_below": seen.test.below,
             "prompts_to_decide": seen.prompts_to_decide,
             "short_of_directions": seen.short_of_directions,
+            "drawn": is_drawn(candidate),
         },
     )
-    return at_looks(found, looks)
+    return at_looks(found, looks, (lifts[candidate] - lifts["v"]).mean(0))
 
 
 def without_probe(subject: str) -> Finding:
@@ -117,10 +118,32 @@ def without_probe(subject: str) -> Finding:
     )
 
 
+def _power(seen: Comparison, candidate: str) -> str:
+    """What would decide, if neither equality nor a difference is shown."""
+    needed = max(seen.prompts_to_decide, MINIMUM_PROMPTS)
+    enough = needed <= seen.num_prompts
+    if is_drawn(candidate) and (enough or seen.short_of_directions):
+        return (
+            f"{seen.num_prompts} prompts are enough; more random directions are needed."
+            if enough
+            else "More random directions are needed: their spread alone exceeds the "
+            "margin."
+        )
+    if not enough:
+        return (
+            f"About {needed} prompts would decide if the two were truly the same (80 % "
+            "power)."
+        )
+    return (
+        f"{seen.num_prompts} prompts would mostly have decided if the two were truly "
+        "the same: they may differ by about the margin, and many more would tell."
+    )
+
+
 def _judge(
-    seen: Comparison, manipulation: Verdict, num_prompts: int
+    seen: Comparison, manipulation: Verdict, power: str
 ) -> tuple[Verdict, list[str]]:
-    difference = seen.difference
+    difference, num_prompts = seen.difference, seen.num_prompts
     numbers = (
         f"L(v') = {seen.candidate:+.3f} against L(v) = {seen.reference:+.3f}; the "
         f"difference is {difference.value:+.3f} [{difference.low:+.3f}, "
@@ -132,15 +155,6 @@ def _judge(
             "lift that another vector could equal.",
             numbers,
         ]
-    needed = max(seen.prompts_to_decide, MINIMUM_PROMPTS)
-    power = (
-        f"About {needed} prompts would decide if the two were truly the same (80 % "
-        "power)."
-        if needed > num_prompts and not seen.short_of_directions
-        else f"{num_prompts} prompts are enough; more random directions are needed."
-        if needed <= num_prompts
-        else "More random directions are needed: their spread alone exceeds the margin."
-    )
     if num_prompts < MINIMUM_PROMPTS and seen.verdict is Verdict.EQUIVALENT:
         return Verdict.INCONCLUSIVE, [
             numbers,

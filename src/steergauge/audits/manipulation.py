@@ -90,7 +90,7 @@ def manipulation(
             **(details or {}),
         },
     )
-    return at_looks(found, looks)
+    return at_looks(found, looks, lifts["v"].mean(0))
 
 
 def null_threshold(nulls: Float[np.ndarray, " nulls"]) -> float:

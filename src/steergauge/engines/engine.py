@@ -38,9 +38,16 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalEngine:
-    """The local model itself."""
+    """The local model itself.
+
+    Attributes:
+        lm: the model.
+        memory_share: of the machine's memory that is its own, above 0 and at most 1;
+            see `generation.generate`.
+    """
 
     lm: LanguageModel
+    memory_share: float = 1.0
 
     def generate(
         self,
@@ -65,6 +72,7 @@ class LocalEngine:
             batch_size=batch_size,
             other_model=other_model,
             progress=progress,
+            memory_share=self.memory_share,
         )
 
     def close(self) -> None:

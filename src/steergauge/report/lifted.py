@@ -144,6 +144,8 @@ def still_needed(finding: Finding) -> str:
         return f"about {max(needed, MINIMUM_PROMPTS)} prompts would decide, not {had}"
     if had < MINIMUM_PROMPTS and not short:
         return f"sameness is stated from {MINIMUM_PROMPTS} prompts on, not {had}"
+    if not finding.details.get("drawn", True):
+        return "they may differ by about the margin; many more prompts would decide"
     return "more directions rather than more prompts would decide"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from steergauge.audits.finding import FIXED_FAMILIES
 from steergauge.report.words import family
+from steergauge.sequential import Looks
 from steergauge.statistics import Estimate, Table, estimate, two_way_bootstrap
 
 
@@ -26,7 +27,11 @@ class Lift:
 
 
 def lifts(
-    rows: Sequence[Mapping[str, Any]], *, alpha: float, seed: int
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    alpha: float,
+    seed: int,
+    looks: Looks | None = None,
 ) -> dict[str, Lift]:
     """Lift by family, positive in the direction of alpha; empty without a probe.
 
@@ -34,12 +39,14 @@ def lifts(
         rows: every text of the run.
         alpha: the strength; its sign says in which direction the trait should move.
         seed: of the bootstrap.
+        looks: of a sequential run, whose intervals hold at all of them.
     """
     scored = [row for row in rows if row["stage"] == "test" and _compared(row["arm"])]
     if not scored or any(row["score"] is None for row in scored):
         return {}
     names, tables = _tables(_per_prompt(scored), np.sign(alpha))
-    draws = two_way_bootstrap(tables, fixed=FIXED_FAMILIES, seed=seed)
+    stretch = None if looks is None else looks.stretch(tables["v"].shape[1])
+    draws = two_way_bootstrap(tables, fixed=FIXED_FAMILIES, seed=seed, stretch=stretch)
     return {
         name: Lift(
             name,
@@ -49,6 +56,12 @@ def lifts(
         )
         for name, table in tables.items()
     }
+
+
+def looks_of(facts: Mapping[str, Any]) -> Looks | None:
+    """The looks of a sequential run, from what is kept of it; None of any other."""
+    plan = facts.get("sequential")
+    return Looks(plan["planned"], plan["every"], plan["first"]) if plan else None
 
 
 def _compared(arm: str) -> bool:

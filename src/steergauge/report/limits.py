@@ -25,6 +25,8 @@ def limits(facts: Mapping[str, Any], findings: Findings) -> list[str]:
     reach = {name: one for name, one in findings.items() if one.audit in AUDITS}
     alone = bool(reach) and set(findings) <= {*reach, "plumbing"}
     told = [*(() if alone else _behaviour(facts)), *_reachability(reach)]
+    if plan := facts.get("sequential"):
+        told.append(plan["reason"])
     scored = not alone or "access" in reach
     if scored and (facts["probe"] or {}).get("high_words"):
         told.append(_COUNTED)

@@ -6,6 +6,7 @@ from typing import Any
 
 from steergauge.audits.finding import Finding
 from steergauge.report import probe, steering, words
+from steergauge.report.lifts import looks_of
 from steergauge.report.steering import SCOPES
 from steergauge.statistics import NUM_DRAWS
 
@@ -65,7 +66,8 @@ def groups(facts: Mapping[str, Any], findings: Mapping[str, Finding]) -> list[Gr
         Group("Vector and strength", tuple(_vector(facts, findings))),
         Group("Prompts and texts", (*_texts(facts), *_elsewhere(findings))),
         Group("Probe", tuple(_probe(facts))),
-        Group("Statistics", tuple(_statistics(findings))),
+        Group("Statistics", tuple(_statistics(facts, findings))),
+        *_looks(facts),
     ]
 
 
@@ -223,13 +225,58 @@ def _probe(facts: Mapping[str, Any]) -> list[Entry]:
     ]
 
 
-def _statistics(findings: Mapping[str, Finding]) -> list[Entry]:
+def _looks(facts: Mapping[str, Any]) -> Iterator[Group]:
+    """What a sequential run saw at each look, and why it ended; nothing of another."""
+    if plan := facts.get("sequential"):
+        yield Group(
+            "Looks",
+            tuple(
+                Entry(
+                    f"{seen['num_prompts']} prompts",
+                    _outcome(seen, plan["planned"]),
+                    words.typeset(seen["reason"]),
+                )
+                for seen in plan["decisions"]
+            ),
+        )
+
+
+def _outcome(seen: Mapping[str, Any], planned: int) -> str:
+    if seen["stop"]:
+        return "decided"
+    return "planned end" if seen["num_prompts"] == planned else "went on"
+
+
+def _sequential(facts: Mapping[str, Any]) -> Iterator[Entry]:
+    """How a sequential run was planned; nothing of another."""
+    looks = looks_of(facts)
+    if looks is None:
+        return
+    used = facts["sequential"]["used"]
+    yield Entry(
+        "sequential",
+        f"{used} of {looks.planned} planned prompts",
+        f"looked {looks.listed}, until all was decided",
+    )
+    yield Entry(
+        "width of the intervals",
+        f"{looks.widening(used):.2f} times that of a single look",
+        "always-valid: Robbins' normal mixture, arXiv 2103.06476, theorem 2.2",
+    )
+
+
+def _statistics(
+    facts: Mapping[str, Any], findings: Mapping[str, Finding]
+) -> list[Entry]:
     check, same = findings.get("manipulation"), findings.get("equivalence")
     text = findings.get("divergence")
+    at_every = " at every look" if facts.get("sequential") else ""
     entries = [
-        Entry("intervals", "95\N{NO-BREAK SPACE}%",
+        Entry("intervals",
+              "95\N{NO-BREAK SPACE}%" + at_every,
               f"two-way bootstrap with {NUM_DRAWS} draws: prompts and random "
               "directions are resampled, each in its own right"),
+        *_sequential(facts),
         *(_of_the_check(check.details) if check else ()),
     ]  # fmt: skip
     if same and "margin" in same.details:

@@ -30,7 +30,7 @@ from steergauge.report import (
 from steergauge.report.dose import dose_panels
 from steergauge.report.glossary import glossary
 from steergauge.report.headline import headline, subject, subline
-from steergauge.report.lifts import lifts
+from steergauge.report.lifts import lifts, looks_of
 from steergauge.report.limits import limits
 from steergauge.report.reachability_headline import AUDITS, has_reachability
 from steergauge.report.templating import environment, utf8
@@ -120,7 +120,8 @@ def render(
     findings = steering.annotated(findings, facts)
     check = findings.get("manipulation")
     doses = check.details.get("dose", []) if check else []
-    seen = lifts(rows, alpha=facts["alpha"], seed=facts["seed"])
+    looks = looks_of(facts)
+    seen = lifts(rows, alpha=facts["alpha"], seed=facts["seed"], looks=looks)
     probe = facts["probe"] or {}
     counted = (probe.get("high_words", []), probe.get("low_words", []))
     return environment().get_template("report.html.j2").render(

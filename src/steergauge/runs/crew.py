@@ -19,6 +19,7 @@ from steergauge.runs.worker import (
     Failure,
     ModelSource,
     Place,
+    Share,
     Worker,
     available_cores,
 )
@@ -60,10 +61,10 @@ class Crew:
         self._on_gpus = False
         self._ours = False
         self._failed_starts = 0
-        self._absent: list[int] = []
         self._starting: dict[Any, Member] = {}
         self._handles: dict[int, Any] = {}
         self._places: dict[int, Place] = {}
+        self._planned: dict[str, int] = {}
 
     def __enter__(self) -> "Crew":
         """Every worker has loaded the weights."""
@@ -73,7 +74,6 @@ class Crew:
             if self._ours:
                 self._connect()
             self._count()
-            self._absent = list(range(self.size))
             self.fill()
             while self._starting:
                 self.next(())
@@ -94,12 +94,14 @@ class Crew:
         """A value for all workers, of which each machine keeps one copy."""
         return self._ray.put(value)
 
-    def threads(self, member: Member) -> int:
-        """PyTorch's threads of a worker: its share of the machine's cores."""
+    def share(self, member: Member) -> Share:
+        """A worker's part of its machine, whoever of the others lives just now."""
         place = member.place
         assert place is not None
-        there = [other for other in self._places.values() if other.node == place.node]
-        return self._asked or max(1, place.cores // len(there))
+        there = self._planned[place.node]
+        threads = self._asked or max(1, place.cores // there)
+        # The memory that counts is that of its GPU, which is its own.
+        return Share(threads, 1.0 if self._on_gpus else 1 / there)
 
     def next(self, busy: Iterable[Any]) -> Any:
         """What a busy worker has answered; None if instead another was started."""
@@ -124,21 +126,27 @@ class Crew:
 
         Raises:
             SteergaugeError: the one that it met, which does it no harm.
+            Exception: any other that it met, and may not have got over; see `recall`.
         """
         answer = self._got(ref)
         if answer is None:
-            self.dismiss(member)
+            self._dismiss(member.number)
             return None
         self.idle.append(member)
         if isinstance(answer, Failure):
             raise answer.error()
         return answer
 
-    def dismiss(self, member: Member) -> None:
+    def recall(self) -> None:
+        """Dismiss all who are neither idle nor starting: nobody waits for them."""
+        known = {member.number for member in (*self.idle, *self._starting.values())}
+        for number in {*self._handles} - known:
+            self._dismiss(number)
+
+    def _dismiss(self, number: int) -> None:
         """Make sure that it is gone; `fill` starts another in its place."""
-        self._ray.kill(self._handles.pop(member.number))
-        self._places.pop(member.number, None)
-        self._absent.append(member.number)
+        self._ray.kill(self._handles.pop(number))
+        self._places.pop(number, None)
 
     def fill(self) -> None:
         """Begin to start those who are absent."""
@@ -147,8 +155,7 @@ class Crew:
             num_gpus=1 if self._on_gpus else 0,
             scheduling_strategy="SPREAD",
         )
-        while self._absent:
-            number = self._absent.pop()
+        for number in {*range(self.size)} - {*self._handles}:
             handle = actor.remote(number, str(Path.cwd()))
             self._handles[number] = handle
             ref = handle.load.remote(self._source, self._on_gpus)
@@ -167,9 +174,12 @@ class Crew:
         if isinstance(place, Place):
             self._failed_starts = 0
             self._places[member.number] = place
+            there = [own for own in self._places.values() if own.node == place.node]
+            before = self._planned.get(place.node, 0)
+            self._planned[place.node] = max(before, len(there))
             self.idle.append(replace(member, place=place))
             return
-        self.dismiss(member)
+        self._dismiss(member.number)
         if isinstance(place, Failure):
             raise place.error()
         self._failed_starts += 1

@@ -13,7 +13,6 @@ and can be stopped, killed and resumed in the same way. A worker that dies costs
 cell that it was making: another makes it again, and a new worker takes its place.
 """
 
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,12 +26,13 @@ from steergauge.errors import InputError, SteergaugeError, StoreError
 from steergauge.runs.crew import ATTEMPTS, Crew, Member
 from steergauge.runs.spec import Spec
 from steergauge.runs.stages import Cell, Make, Progress, Stages
-from steergauge.runs.store import Store
+from steergauge.runs.store import Store, part_of
 from steergauge.runs.worker import (
     Job,
     ModelSource,
     Part,
     Record,
+    Share,
     Shared,
     SharedRun,
     made_arrays,
@@ -46,7 +46,7 @@ class _Piece:
     """One piece of work: how it is sent to a worker, and what it counts."""
 
     name: str
-    send: Callable[[Any, int], Any]
+    send: Callable[[Any, Share], Any]
     units: int = 1
 
 
@@ -135,9 +135,12 @@ class Pool:
         run: Stages,
         todo: Sequence[tuple[str, Callable[[Stages], Mapping[str, Any]], int]],
     ) -> None:
-        """Put arrays into the store of `run`: name, how they are made, and units."""
+        """Put arrays into the store of `run`: name, how they are made, and units.
+
+        Arrays are of derivatives: they are made by the model in float32 at least.
+        """
         parts = [
-            Part(name, partial(made_arrays, name=name, make=make), units)
+            Part(name, partial(made_arrays, name=name, make=make), units, wide=True)
             for name, make, units in todo
         ]
         self._make(run, parts, Store.has_arrays)
@@ -158,8 +161,8 @@ class Pool:
         progress.begin(f"{len(jobs)} runs on {self.num_workers} workers", len(jobs))
         with _shared(folder) as shared:
 
-            def send(handle: Any, threads: int, *, name: str, job: Job) -> Any:
-                return handle.run.remote(shared, name, job, threads)
+            def send(handle: Any, share: Share, *, name: str, job: Job) -> Any:
+                return handle.run.remote(shared, name, job, share)
 
             pieces = [
                 _Piece(name, partial(send, name=name, job=job))
@@ -180,8 +183,8 @@ class Pool:
         with _shared(store.folder) as shared:
             wanted = self._crew.put(_sent(run, shared))
 
-            def send(handle: Any, threads: int, *, part: Part) -> Any:
-                return handle.make.remote(wanted, part, threads)
+            def send(handle: Any, share: Share, *, part: Part) -> Any:
+                return handle.make.remote(wanted, part, share)
 
             pieces = [_Piece(p.name, partial(send, part=p), p.units) for p in parts]
             self._share_out(pieces, done, lambda piece: store.tidy(piece.name))
@@ -196,12 +199,12 @@ class Pool:
         crew, todo = self._crew, deque(pieces)
         busy: dict[Any, tuple[Member, _Piece]] = {}
         begun = len(self.lost)
-        crew.fill()
         try:
+            crew.fill()
             while todo or busy:
                 while todo and crew.idle:
                     member, piece = crew.idle.pop(0), todo.popleft()
-                    sent = piece.send(member.handle, crew.threads(member))
+                    sent = piece.send(member.handle, crew.share(member))
                     busy[sent] = member, piece
                 ref = crew.next(busy)
                 if ref is None:
@@ -219,8 +222,7 @@ class Pool:
                     self.records.append(record)
                     done(piece)
         except BaseException:
-            for member, _ in busy.values():
-                crew.dismiss(member)
+            crew.recall()
             raise
 
 
@@ -262,8 +264,9 @@ def _sent(run: Stages, shared: Shared) -> SharedRun:
 def _shared(folder: Path) -> Iterator[Shared]:
     """A file that workers must see, for as long as they work."""
     folder.mkdir(parents=True, exist_ok=True)
-    secret = secrets.token_hex(8)
-    path = folder.absolute() / f"workers.{secret}.part"
+    Store(folder).tidy()
+    path = part_of(folder.absolute() / "workers")
+    secret = path.name
     path.write_text(secret, encoding="utf-8")
     try:
         yield Shared(path, secret)

@@ -35,7 +35,7 @@ import importlib.resources
 import math
 import time
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ from steergauge.runs.spec import Spec
 from steergauge.runs.stages import NUM_RANDOM_SCORED
 from steergauge.runs.tested import looks
 from steergauge.scoring import LOGITS_AT_ONCE
+from steergauge.sequential import Looks
 from steergauge.vector import SteeringVector
 
 EFFICIENCY = {"cpu": 0.25, "cuda": 0.1}
@@ -116,6 +117,7 @@ class Forecast:
         logit_bytes: logits held at once.
         speed: FLOPs a second of a large matrix product.
         seconds: how long it will take, to an order of magnitude.
+        looks: of a sequential run, which may end at any of them; None of any other.
     """
 
     model: str
@@ -131,6 +133,7 @@ class Forecast:
     logit_bytes: int
     speed: float
     seconds: float
+    looks: Looks | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -178,12 +181,13 @@ def forecast(
         )
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     inputs = plan.read(spec, vector)
-    looks(inputs)  # A run that would be refused has no cost.
+    planned = looks(inputs)  # A run that would be refused has no cost.
     size = model_size(
         spec.model, revision=spec.revision, trust_remote_code=spec.trust_remote_code
     )
     pace = speed or measured_speed(spec.dtype, device=where)
-    return _costed(inputs, size, _layer(spec, inputs, size), pace=pace, device=where)
+    seen = _costed(inputs, size, _layer(spec, inputs, size), pace=pace, device=where)
+    return replace(seen, looks=planned)
 
 
 def _costed(

@@ -8,8 +8,8 @@
 Everything after the last stage is a pure function of the store.
 """
 
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from steergauge.runs.reachability import Reach
 from steergauge.runs.spec import Spec, folder_name, spec_from
 from steergauge.runs.stages import Named, Progress, Silent, Stages, Workers
 from steergauge.runs.store import Rows, Store
-from steergauge.runs.worker import Opening
+from steergauge.runs.worker import Opening, refuse_another_model
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector
 
@@ -107,21 +107,42 @@ def audit(
     if (store.folder / "findings.json").is_file():
         return Run(store, store.findings(), store.facts())
     told = progress or Silent()
-    with ExitStack() as held:
-        if engine is None and not isinstance(workers, Pool):  # Which opens its own.
-            engine = held.enter_context(_engine(lm, inputs.spec))
-        _execute(Stages(lm, inputs, store, told, engine, workers))
+    with one_engine(lm, [inputs.spec], engine, workers) as own:
+        _execute(Stages(lm, inputs, store, told, own, workers))
     return Run(store, store.findings(), store.facts())
 
 
 @contextmanager
-def _engine(lm: LanguageModel, spec: Spec) -> Generator[Engine]:
-    """The engine that the spec names, while the `with` lasts."""
+def one_engine(
+    lm: LanguageModel,
+    specs: Iterable[Spec],
+    engine: Engine | None,
+    workers: Workers | None,
+) -> Generator[Engine | None]:
+    """Who makes the texts of all these runs: `engine`, or whom they name, opened once.
+
+    None is workers, who open their own, or that there is no run.
+
+    Raises:
+        BadSpec: the runs name different ones.
+        EngineError: it is not installed, or is not the model that `lm` is.
+    """
+    wanted = {spec.engine: spec for spec in specs}
+    if engine is not None or isinstance(workers, Pool) or not wanted:
+        yield engine
+        return
+    if len(wanted) > 1:
+        raise BadSpec(
+            f"the runs name different engines, {', '.join(wanted)}.",
+            cause="One engine makes the texts of all of them.",
+            remedy="Audit them one by one.",
+        )
+    (spec,) = wanted.values()
     made = opened(
         spec.engine,
         lm,
-        source=spec.model,
-        dtype=spec.dtype,
+        source=lm.name,
+        dtype=plan.precision(lm),
         revision=spec.revision or None,
         trust_remote_code=spec.trust_remote_code,
     )
@@ -129,6 +150,15 @@ def _engine(lm: LanguageModel, spec: Spec) -> Generator[Engine]:
         yield made
     finally:
         made.close()
+
+
+def unfinished(specs: Mapping[str, Spec], folder: Path) -> dict[str, Spec]:
+    """Those of the runs in folders under `folder` that have no findings yet."""
+    return {
+        name: spec
+        for name, spec in specs.items()
+        if not (folder / name / "findings.json").is_file()
+    }
 
 
 def audit_traits(
@@ -164,17 +194,19 @@ def audit_traits(
     told = progress or Silent()
     by_folder = {folder_name(name): spec for name, spec in specs.items()}
     audit_apart(lm, by_folder, folder, told, engine, workers)
-    return {
-        name: audit(
-            lm,
-            out=folder / folder_name(name),
-            spec=spec,
-            progress=Named(told, folder_name(name)),
-            engine=engine,
-            workers=workers,
-        )
-        for name, spec in specs.items()
-    }
+    left = unfinished(by_folder, folder).values()
+    with one_engine(lm, left, engine, workers) as own:
+        return {
+            name: audit(
+                lm,
+                out=folder / folder_name(name),
+                spec=spec,
+                progress=Named(told, folder_name(name)),
+                engine=own,
+                workers=workers,
+            )
+            for name, spec in specs.items()
+        }
 
 
 def audit_apart(
@@ -188,24 +220,22 @@ def audit_apart(
     """Whole runs on the workers, if there are enough of both; else nothing.
 
     Args:
-        lm: the model, which is not used but for its name.
+        lm: the model, which is not used but to know another one by.
         specs: by the name of the run's folder.
         folder: the folder of folders.
         progress: told about finished runs.
         engine: who makes texts.
         workers: who works.
     """
-    left = {
-        name: spec
-        for name, spec in specs.items()
-        if not (folder / name / "findings.json").is_file()
-    }
+    left = unfinished(specs, folder)
     if not isinstance(workers, Pool) or len(left) < workers.num_workers:
         return
     jobs = {
         name: partial(
             _run_apart,
             name=lm.name,
+            fingerprint=lm.fingerprint,
+            dtype=plan.precision(lm),
             out=(folder / name).absolute(),
             spec=spec,
             engine=engine_name(engine, spec),
@@ -220,11 +250,14 @@ def _run_apart(
     engine_for: Opening,
     *,
     name: str,
+    fingerprint: str,
+    dtype: str,
     out: Path,
     spec: Spec,
     engine: str,
 ) -> None:
     """A whole run, under the name that the model has for whoever asked for it."""
+    refuse_another_model(lm, fingerprint=fingerprint, dtype=dtype)
     audit(replace(lm, name=name), out=out, spec=spec, engine=engine_for(engine))
 
 
@@ -270,6 +303,7 @@ def _execute(stages: Stages) -> None:
         gains=_gains(stages, vector, alpha),
         environments=_environments(stages, vector, alpha, controls),
         looks=held.looks,
+        decisions=held.decisions,
     )
     found = judge.findings(seen)
     elsewhere = [row for rows in seen.environments.values() for row in rows]

@@ -9,7 +9,7 @@ F_bar is of unsteered responses, F of v's own at the point h + alpha v. What is 
 with FIT is checked on VAL and judged on the prompts of the test.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -267,18 +267,22 @@ class Geometry:
             )
             for k, texts in enumerate(survey.parts_of(len(rows)))
         }
-        apart = [name for name in todo if not stages.store.has_arrays(name)]
-        if stages.workers is None:
-            apart = []
-        elif apart:
+        apart = self._missing(todo) if stages.workers is not None else []
+        if stages.workers is not None and apart:
             stages.workers.arrays(stages, [(name, *todo[name]) for name in apart])
-        here = replace(stages, lm=widened(stages.lm))
+        here = stages
+        if self._missing(todo):  # One copy of a model in half precision for all.
+            here = replace(stages, lm=widened(stages.lm))
         parts = []
         for name, (make, units) in todo.items():
             parts.append(stages.store.arrays(name, lambda m=make: m(here)))
             if name not in apart:
                 stages.progress.advance(units)
         return survey.merged(parts)
+
+    def _missing(self, names: Iterable[str]) -> list[str]:
+        store = self.stages.store
+        return [name for name in names if not store.has_arrays(name)]
 
     @property
     def soft_nats(self) -> float:

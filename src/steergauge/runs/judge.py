@@ -2,13 +2,14 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from steergauge.audits.comparison import MINIMUM_PROMPTS
 from steergauge.audits.divergence import divergence
 from steergauge.audits.equivalence import equivalence
 from steergauge.audits.equivalence import without_probe as equivalence_without_probe
@@ -21,6 +22,7 @@ from steergauge.runs import evidence, experiments
 from steergauge.runs.evidence import DoseCurve
 from steergauge.runs.plan import FEWEST_PAIRS_TO_FLIP, NEED_A_PROBE, Inputs, made_of
 from steergauge.runs.spec import PERPLEXITY_LIMIT
+from steergauge.runs.stopping import Decision
 from steergauge.runs.store import Rows
 from steergauge.sequential import Looks
 from steergauge.split import LanguageModel
@@ -30,7 +32,10 @@ from steergauge.vector import SteeringVector
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that the findings are made of; `looks` are those of a sequential run."""
+    """All that the findings are made of.
+
+    Of a sequential run also its looks, and what was decided at each.
+    """
 
     lm: LanguageModel
     inputs: Inputs
@@ -47,6 +52,7 @@ class Evidence:
     gains: Rows
     environments: Mapping[str, Rows]
     looks: Looks | None = None
+    decisions: Sequence[Decision] = ()
 
     @property
     def subjects(self) -> dict[str, str]:
@@ -115,11 +121,20 @@ def _num_prompts(seen: Evidence) -> int:
 
 
 def _sequential_facts(seen: Evidence) -> dict[str, Any]:
-    """The plan of a sequential run; nothing of another."""
+    """The plan of a sequential run and how it went; nothing of another."""
     if seen.looks is None:
         return {}
-    plan = {"planned": seen.looks.planned, "looks": list(seen.looks.numbers)}
-    return {"sequential": {**plan, "used": _num_prompts(seen)}}
+    used = _num_prompts(seen)
+    told = {
+        "planned": seen.looks.planned,
+        "every": seen.looks.every,
+        "first": seen.looks.first,
+        "looks": list(seen.looks.numbers),
+        "used": used,
+        "reason": seen.looks.reason(used),
+        "decisions": [decision.to_json() for decision in seen.decisions],
+    }
+    return {"sequential": told}
 
 
 def _versions() -> dict[str, str]:
@@ -303,6 +318,13 @@ def _not_run(inputs: Inputs) -> list[str]:
         missing.append(
             f"States of {spec.reach_prompts} prompts were to be searched for; there "
             f"are {found} test prompts."
+        )
+    asks_sameness = {"equivalence", "divergence"} & {*spec.audits}
+    if spec.sequential and found <= MINIMUM_PROMPTS and asks_sameness:
+        missing.append(
+            f"An equivalence is stated from {MINIMUM_PROMPTS} prompts on, and this "
+            f"sequential run planned {found}: only differences could end it early. "
+            "With --num-prompts 100 or more an equivalence can as well."
         )
     if "environments" in inputs.spec.audits and not inputs.environment_pairs:
         missing.append(

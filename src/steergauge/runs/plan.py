@@ -203,8 +203,12 @@ def gather(
     texts.uses_chat(lm, spec.chat)
     for rival in inputs.rivals.values():
         rival.check_fits(lm, other_model=spec.other_model)
-    dtype = str(lm.dtype).removeprefix("torch.")
-    return replace(inputs, spec=replace(spec, model=lm.name, dtype=dtype))
+    return replace(inputs, spec=replace(spec, model=lm.name, dtype=precision(lm)))
+
+
+def precision(lm: LanguageModel) -> str:
+    """What the model computes in, as a spec names it."""
+    return str(lm.dtype).removeprefix("torch.")
 
 
 def read_at(spec: Spec, layer: int) -> int:

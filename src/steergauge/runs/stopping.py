@@ -2,14 +2,17 @@
 
 The run stops at the first look at which every audit that was asked for has a verdict
 that is decided: more prompts could change it only where an always-valid interval has
-missed, which happens in at most 5 of 100 runs, however often is looked (`sequential`).
+missed. Each interval misses in at most 5 of 100 runs, however often is looked
+(`sequential`); several findings of one run are not corrected for each other, as in any
+run.
 
 T1    PASS: the lift's interval lies above the smallest lift, and v's rank among the
       nulls is settled. FAIL: the interval lies below that lift, or the rank is
       settled the other way. The rank is settled by the intervals of v - null_j,
       prompts paired. A run that stops with v falsely on top has an interval of
-      v minus one certain null, the best one, that missed: at most 2.5 % more than the
-      level of the permutation test, 1 in 21.
+      v minus one certain null, the best one, that missed on one side: nominally 2.5 %
+      more than the level of the permutation test, 1 in 21, and no more than that in
+      the simulation (`stopping_rates`).
 T3    EQUIVALENT: both one-sided tests pass. DIFFERENT: the difference excludes 0, and
       the margin is excluded too, or more prompts could make it EQUIVALENT.
 T4    EQUIVALENT or DIFFERENT, which exclude each other; UNINFORMATIVE once v's effect
@@ -21,6 +24,7 @@ directions, a failed T0.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -88,6 +92,16 @@ class Decision:
     open: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """What is kept of it: a run's trail of looks."""
+        return {
+            "num_prompts": self.num_prompts,
+            "stop": self.stop,
+            "verdicts": {key: str(verdict) for key, verdict in self.verdicts.items()},
+            "open": list(self.open),
+            "reason": " ".join(self.reasons),
+        }
+
 
 def looks_of(spec: Spec, num_prompts: int) -> Looks:
     """The looks of a run: after every cell of prompts from 20 prompts on.
@@ -110,7 +124,7 @@ def looks_of(spec: Spec, num_prompts: int) -> Looks:
         raise BadSpec(
             f"a sequential run was asked for with {', '.join(others)}.",
             cause="Only T1, T3 and T4 have intervals that hold at every look.",
-            remedy=f"Ask for --audits {','.join(CORE)}, or leave --sequential out.",
+            remedy="Ask for --audits core, or leave --sequential out.",
         )
     try:
         return Looks(num_prompts, spec.prompts_per_cell)
@@ -119,8 +133,14 @@ def looks_of(spec: Spec, num_prompts: int) -> Looks:
             f"a sequential run of {num_prompts} prompts in cells of "
             f"{spec.prompts_per_cell} has nowhere to stop.",
             cause=f"The first look is at {FIRST_LOOK} prompts, after a whole cell.",
-            remedy="Ask for more prompts, or leave --sequential out.",
+            remedy=f"Ask for at least {_fewest(spec.prompts_per_cell)} prompts, or "
+            "leave --sequential out.",
         ) from error
+
+
+def _fewest(every: int) -> int:
+    """Prompts from which on there is a look before the end."""
+    return 1 + -(-FIRST_LOOK // every) * every
 
 
 def decided(

@@ -16,7 +16,11 @@ same bytes. Needs neither torch nor a model.
 """
 
 import json
+import os
+import platform
+import re
 import secrets
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,6 +45,9 @@ Rows = list[dict[str, Any]]
 
 ROWS_AT_ONCE = 8192
 """Texts that are turned into columns together; all of a large run need gigabytes."""
+
+_PART = re.compile(r"\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part$")
+"""How the name ends of what is being written: the machine, the process, a number."""
 
 _TYPES = {
     "stage": pa.string(),
@@ -118,15 +125,18 @@ class Store:
         return [_compact(row) for row in rows]
 
     def tidy(self, name: str = "") -> None:
-        """Removes what killed processes had not finished writing.
+        """Removes what processes of this machine that are gone had begun to write.
+
+        Others may be writing into the folder now: theirs stays.
 
         Args:
-            name: of a cell, to remove only what was to become that; while others
-                write into the folder, that of a cell which nobody makes.
+            name: of a cell which nobody makes, to remove what was to become that
+                instead, whoever began it.
         """
         for folder in (self.folder, self.folder / "cells", self.vectors):
             for path in folder.glob("*.part"):
-                if path.name.startswith(f"{name}." if name else ""):
+                begun = path.name.startswith(f"{name}.") if name else _is_left(path)
+                if begun:
                     path.unlink(missing_ok=True)
 
     def has_cell(self, name: str) -> bool:
@@ -232,13 +242,43 @@ def _write_whole(path: Path, write: Callable[[Path], Any]) -> None:
 
     No two processes write the same file beside it, and the last to finish stays.
     """
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part = part_of(path)
     try:
         write(part)
         part.replace(path)
     except Exception:
         part.unlink(missing_ok=True)
         raise
+
+
+def part_of(path: Path) -> Path:
+    """A name beside `path` that no other process uses, and that tells whose it is."""
+    whose = f"{_machine()}-{os.getpid()}-{secrets.token_hex(4)}"
+    return path.with_name(f"{path.name}.{whose}.part")
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _is_left(part: Path) -> bool:
+    """Whether a process of this machine began to write it, and is gone."""
+    found = _PART.search(part.name)
+    return (
+        found is not None and found[1] == _machine() and not _is_running(int(found[2]))
+    )
+
+
+def _is_running(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # Elsewhere signal 0 is a signal like any other.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # It is somebody else's.
+        return True
+    return True
 
 
 def _is_empty(folder: Path) -> bool:

@@ -13,7 +13,13 @@ from steergauge.engines import Engine
 from steergauge.geometry import survey
 from steergauge.jacobian import widened
 from steergauge.runs import arms, plan
-from steergauge.runs.execute import Run, audit, audit_apart
+from steergauge.runs.execute import (
+    Run,
+    audit,
+    audit_apart,
+    one_engine,
+    unfinished,
+)
 from steergauge.runs.geometry import Geometry, part_name, rows_of
 from steergauge.runs.spec import Spec
 from steergauge.runs.stages import Named, Progress, Silent, Stages, Workers
@@ -40,7 +46,7 @@ def audit_layers(
         specs: by the name of the folder, from `layer_specs`.
         out: the folder of folders.
         progress: told how far the work is, and how much of the sweep is left.
-        engine: who makes texts; None is the model itself.
+        engine: who makes texts; None is whom the specs name, opened once.
         workers: who else works; see `audit_traits`. What the layers share is made
             here.
 
@@ -50,23 +56,37 @@ def audit_layers(
     told, folder = progress or Silent(), Path(out)
     for spec in specs.values():
         plan.gather(lm, spec)  # What can be refused is refused before the first run.
-    if all(spec.wants_geometry for spec in specs.values()):
-        shapes = [
-            _opened(lm, spec, folder / name, told, engine, workers)
-            for name, spec in specs.items()
-        ]
-        _share(shapes, told)
-    audit_apart(lm, specs, folder, told, engine, workers)
+    left = unfinished(specs, folder)
+    with one_engine(lm, left.values(), engine, workers) as own:
+        if left and all(spec.wants_geometry for spec in specs.values()):
+            shapes = [
+                _opened(lm, spec, folder / name, told, own, workers)
+                for name, spec in specs.items()
+            ]
+            _share(shapes, told)
+        audit_apart(lm, specs, folder, told, own, workers)
+        return _one_by_one(lm, specs, folder, told, own, workers)
+
+
+def _one_by_one(
+    lm: LanguageModel,
+    specs: Mapping[str, Spec],
+    folder: Path,
+    told: Progress,
+    engine: Engine | None,
+    workers: Workers | None,
+) -> dict[str, Run]:
+    """The audits, each told with what is left of the sweep."""
     runs, start = {}, time.monotonic()
     # What a layer costs is above all the blocks above it.
     work = [1 + lm.num_layers - (spec.layer or 0) for spec in specs.values()]
-    for done, (name, own) in enumerate(specs.items()):
+    for done, (name, spec) in enumerate(specs.items()):
         left = _left(time.monotonic() - start, sum(work[:done]), sum(work[done:]))
         label = f"{name} ({done + 1} of {len(specs)}{left})"
         runs[name] = audit(
             lm,
             out=folder / name,
-            spec=own,
+            spec=spec,
             progress=Named(told, label),
             engine=engine,
             workers=workers,

@@ -12,7 +12,7 @@ from steergauge.generation import Arm
 from steergauge.intervention import Add
 from steergauge.runs.plan import Inputs
 from steergauge.runs.stages import Stages
-from steergauge.runs.stopping import decided, looks_of
+from steergauge.runs.stopping import Decision, decided, looks_of
 from steergauge.runs.store import Rows
 from steergauge.sequential import Looks
 
@@ -25,11 +25,13 @@ class Tested:
         texts: of every arm, scored.
         divergences: of v's texts from other arms.
         looks: of a sequential run; None of any other.
+        decisions: at each look that was reached, the last included.
     """
 
     texts: Rows
     divergences: Rows
     looks: Looks | None = None
+    decisions: tuple[Decision, ...] = ()
 
 
 def looks(inputs: Inputs) -> Looks | None:
@@ -61,10 +63,11 @@ def tested(
     """
     planned, spec = looks(stages.inputs), stages.spec
     prompts = stages.inputs.test_prompts
+    decisions: list[Decision] = []
     for num in planned.numbers if planned else (len(prompts),):
         texts = stages.texts("test", arms, prompts[:num], spec.samples)
         divergences = stages.divergences(arms, texts, more)
-        if planned is None or num == len(prompts):
+        if planned is None:
             break
         seen = decided(
             spec,
@@ -75,6 +78,17 @@ def tested(
             plumbing=plumbing,
             looks=planned,
         )
+        decisions.append(seen)
+        stages.progress.begin(_told(seen, planned), 1)
+        stages.progress.advance(1)
         if seen.stop:
             break
-    return Tested(texts, divergences, planned)
+    return Tested(texts, divergences, planned, tuple(decisions))
+
+
+def _told(seen: Decision, planned: Looks) -> str:
+    """A look, to whoever watches the run."""
+    left = ", ".join(seen.open)
+    return f"look at {seen.num_prompts} of {planned.planned} prompts: " + (
+        f"open {left}" if left else "decided"
+    )

@@ -1,22 +1,24 @@
 """One worker of a run: its own copy of the model, and whatever cell it is given.
 
 It reads the same files as the driver, gathers the same inputs, and refuses to work if
-their hashes, which cover weights, texts, probe, versions and kind of device, are not
-those of the run. Answers are plain data, errors as well. See `distributed`.
+their hashes, which cover weights, texts, probe, versions and kind of device, or the
+precision are not those of the run. Answers are plain data, errors as well. See
+`distributed`.
 """
 
 import importlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from steergauge import engines, errors
-from steergauge.engines import Engine
+from steergauge.engines import Engine, LocalEngine
 from steergauge.errors import ModelError, SteergaugeError, StoreError
 from steergauge.loading import load
 from steergauge.runs import plan
@@ -25,12 +27,13 @@ from steergauge.runs.stages import Cell, Make, Silent, Stages
 from steergauge.runs.store import Store
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector
+from steergauge.widening import widened
 
 DISK_PATIENCE = 20
 """Seconds until a file that another machine wrote is seen on a network disk."""
 
-Opening = Callable[[str], Engine | None]
-"""From the name of an engine to the engine; None is the model itself."""
+Opening = Callable[[str], Engine]
+"""From the name of an engine to the engine; no name is the model itself."""
 
 Job = Callable[[LanguageModel, Opening], None]
 """A whole run, with the model and the engines of whoever does it."""
@@ -94,6 +97,19 @@ class Place:
     node: str
     cores: int
     pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a worker may take of its machine.
+
+    Attributes:
+        threads: of PyTorch.
+        memory: above 0 and at most 1.
+    """
+
+    threads: int
+    memory: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +193,15 @@ class SharedRun:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One file of a run: its name, who puts it into the store, and what it counts."""
+    """One file of a run: its name, who puts it into the store, and what it counts.
+
+    `wide` is one of derivatives, made by the model in float32 at least.
+    """
 
     name: str
     put: Callable[[Stages], object]
     units: int
+    wide: bool = False
 
 
 def made_cell(stages: Stages, *, make: Make, cell: Cell) -> None:
@@ -203,7 +223,8 @@ class Worker:
         """Works in the driver's working folder, so that paths mean the same."""
         self._number = number
         self._engines: dict[str, Engine] = {}
-        self._stages: dict[Path, Stages] = {}
+        self._known: tuple[tuple[object, ...], Stages] | None = None
+        self._wide: LanguageModel | None = None
         self._checked: set[Path] = set()
         if Path(folder).is_dir():
             os.chdir(folder)
@@ -216,22 +237,23 @@ class Worker:
             return _failure(error)
         return Place(_machine(), available_cores(), os.getpid())
 
-    def make(self, run: SharedRun, part: Part, threads: int) -> Record | Failure:
+    def make(self, run: SharedRun, part: Part, share: Share) -> Record | Failure:
         """Put one part of a run into its folder."""
         return self._timed(
-            run.shared, part.name, threads, lambda: part.put(self._run(run))
+            run.shared, part.name, share, lambda: part.put(self._for(part, run, share))
         )
 
     def run(
-        self, shared: Shared, name: str, job: Job, threads: int
+        self, shared: Shared, name: str, job: Job, share: Share
     ) -> Record | Failure:
         """Do a whole run."""
-        return self._timed(shared, name, threads, lambda: job(self._lm, self._engine))
+        opening = partial(self._engine, share=share)
+        return self._timed(shared, name, share, lambda: job(self._lm, opening))
 
     def _timed(
-        self, shared: Shared, name: str, threads: int, work: Callable[[], object]
+        self, shared: Shared, name: str, share: Share, work: Callable[[], object]
     ) -> Record | Failure:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(share.threads)
         start = time.monotonic()
         try:
             if shared.path not in self._checked:
@@ -242,28 +264,37 @@ class Worker:
             return _failure(error)
         return Record(name, self._number, os.getpid(), time.monotonic() - start)
 
-    def _run(self, run: SharedRun) -> Stages:
-        """The run as the driver has it, gathered once."""
-        known = self._stages.get(run.folder)
-        if known is not None and known.spec == run.spec:
-            return known
-        inputs = plan.gather(self._lm, run.spec, run.given)
-        hashes = inputs.hashes(self._lm)
-        differing = sorted(
-            key
-            for key in {*run.hashes, *hashes}
-            if run.hashes.get(key) != hashes.get(key)
-        )
-        if differing:
-            raise _another_run(differing[0], run.hashes, hashes)
-        engine = self._engine(run.engine)
-        stages = Stages(self._lm, inputs, Store(run.folder), Silent(), engine)
-        self._stages = {run.folder: stages}
-        return stages
+    def _for(self, part: Part, run: SharedRun, share: Share) -> Stages:
+        """The run with the model that the part needs; a wide one while it is needed."""
+        stages = self._run(run, share)
+        if not part.wide:
+            self._wide = None
+            return stages
+        self._wide = self._wide or widened(stages.lm)
+        return replace(stages, lm=self._wide)
 
-    def _engine(self, name: str) -> Engine | None:
+    def _run(self, run: SharedRun, share: Share) -> Stages:
+        """The run as the driver has it, gathered once."""
+        key = (run.folder, run.spec, run.hashes, run.engine)
+        if self._known is None or self._known[0] != key:
+            self._known = self._wide = None
+            self._known = key, self._gathered(run)
+        return replace(self._known[1], engine=self._engine(run.engine, share))
+
+    def _gathered(self, run: SharedRun) -> Stages:
+        refuse_another_model(
+            self._lm, fingerprint=run.hashes["model"], dtype=run.spec.dtype
+        )
+        # Under the name that the driver has for it.
+        lm = replace(self._lm, name=run.spec.model)
+        inputs = plan.gather(lm, run.spec, run.given)
+        _refuse_another(run.spec.to_table(), inputs.spec.to_table())
+        _refuse_another(run.hashes, inputs.hashes(lm))
+        return Stages(lm, inputs, Store(run.folder), Silent())
+
+    def _engine(self, name: str, share: Share) -> Engine:
         if not name:
-            return None
+            return LocalEngine(self._lm, memory_share=share.memory)
         if name not in self._engines:
             source = self._source
             self._engines[name] = engines.opened(
@@ -302,14 +333,36 @@ def _failure(error: SteergaugeError) -> Failure:
     return Failure(type(error).__name__, error.found, error.cause, error.remedy)
 
 
-def _another_run(
-    key: str, wanted: Mapping[str, str], found: Mapping[str, str]
-) -> ModelError:
-    return ModelError(
-        f"a worker reads another {key} than the driver: {found.get(key)!r}, not "
-        f"{wanted.get(key)!r}.",
-        cause="Its machine has other files, versions or devices, or a file was edited "
-        "since the run began.",
-        remedy="Give all machines the same files and versions, and start the driver on "
-        "one with the same kind of device.",
-    )
+def refuse_another_model(lm: LanguageModel, *, fingerprint: str, dtype: str) -> None:
+    """Passes if a worker's model is the driver's, in the same precision.
+
+    Raises:
+        ModelError: it is not.
+    """
+    _refuse_another({"model": fingerprint}, {"model": lm.fingerprint})
+    found = plan.precision(lm)
+    if found != dtype:
+        raise ModelError(
+            f"a worker's model computes in {found}, the driver's in {dtype}.",
+            cause="The pool's ModelSource has another dtype than the driver's model "
+            "was loaded with.",
+            remedy="Give both the same dtype.",
+        )
+
+
+def _refuse_another(wanted: Mapping[str, object], found: Mapping[str, object]) -> None:
+    """Passes if a worker has read what the driver has.
+
+    Raises:
+        ModelError: something differs; the first of it is named.
+    """
+    for key in sorted({*wanted, *found}):
+        if wanted.get(key) != found.get(key):
+            raise ModelError(
+                f"a worker reads another {key} than the driver: {found.get(key)!r}, "
+                f"not {wanted.get(key)!r}.",
+                cause="Its machine has other files, versions or devices, or a file was "
+                "edited since the run began.",
+                remedy="Give all machines the same files and versions, and start the "
+                "driver on one with the same kind of device.",
+            )
