@@ -103,11 +103,14 @@ def audit(
     if "access" in inputs.spec.audits:
         goals.hidden_from(lm, inputs)
     store = Store(Path(out))
-    store.open(inputs.spec, inputs.hashes(lm))
+    hashes = inputs.hashes(lm)
     if (store.folder / "findings.json").is_file():
+        store.open(inputs.spec, hashes)
         return Run(store, store.findings(), store.facts())
     told = progress or Silent()
+    # The engine first: one that cannot be opened leaves no folder behind.
     with one_engine(lm, [inputs.spec], engine, workers) as own:
+        store.open(inputs.spec, hashes)
         _execute(Stages(lm, inputs, store, told, own, workers))
     return Run(store, store.findings(), store.facts())
 
