@@ -17,9 +17,10 @@ from steergauge.reachability.candidates import prefix_of
 from steergauge.reachability.nearest import EDGES, Nearest, least_kl, nearest
 from steergauge.reachability.tolerance import natural_states
 from steergauge.runs import plan, reachability
+from steergauge.runs.progress import Silent
 from steergauge.runs.reachability import Reach
 from steergauge.runs.spec import spec_from
-from steergauge.runs.stages import Silent, Stages
+from steergauge.runs.stages import Stages
 from steergauge.runs.store import Store
 from steergauge.split import LanguageModel
 from steergauge.vector import Site, SteeringVector

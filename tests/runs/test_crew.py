@@ -34,7 +34,10 @@ class Actor:
 
 
 class Ray:
-    """As much of Ray as a crew asks for; machines take turns, as in SPREAD."""
+    """As much of Ray as a crew asks for; machines take turns, as in SPREAD.
+
+    If `slow`, who starts is there only when nobody else has work.
+    """
 
     def __init__(self, nodes: tuple[str, ...] = ("a",), gpus: int = 0) -> None:
         died = dict.fromkeys(
@@ -50,6 +53,7 @@ class Ray:
         self.exceptions = SimpleNamespace(**died)
         self.killed: list[Any] = []
         self.started: list[Actor] = []
+        self.slow = False
         self._nodes, self._gpus = nodes, gpus
 
     def is_initialized(self) -> bool:
@@ -70,7 +74,9 @@ class Ray:
 
     def wait(self, refs: list, **_: Any) -> tuple[list, list]:
         assert refs, "Ray refuses to wait for nothing"
-        return refs[-1:], refs[:-1]  # Those who start come last.
+        if self.slow:  # Those who start come last.
+            return refs[:1], refs[1:]
+        return refs[-1:], refs[:-1]
 
     def get(self, ref: Callable[[], Any]) -> Any:
         return ref()
@@ -162,6 +168,7 @@ def test_who_dies_leaves_the_others_with_the_threads_and_memory_they_had(opened)
         return plain(number, share)
 
     pool = opened(2, ray)
+    ray.slow = True  # For a while there is one worker alone.
     done_by(pool, *[watched] * 5)
     assert len(ray.killed) == 1
     assert len({number for number, _ in given}) == 2

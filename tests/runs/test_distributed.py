@@ -27,8 +27,9 @@ from steergauge.loading import load
 from steergauge.runs import distributed, plan, store, worker
 from steergauge.runs.distributed import ModelSource, Pool, engine_name
 from steergauge.runs.execute import Run, audit, audit_traits
+from steergauge.runs.progress import Silent
 from steergauge.runs.spec import layer_specs, spec_from
-from steergauge.runs.stages import Silent, Stages
+from steergauge.runs.stages import Stages
 from steergauge.runs.store import Store, part_of
 from steergauge.runs.sweep import audit_layers
 

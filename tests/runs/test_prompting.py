@@ -16,10 +16,11 @@ from steergauge.reachability.objective import JOINT, loss
 from steergauge.runs import plan
 from steergauge.runs.execute import audit
 from steergauge.runs.goals import DRAWN_PER_HIDDEN, NUM_FIT
+from steergauge.runs.progress import Silent
 from steergauge.runs.prompting import Prompting
 from steergauge.runs.reachability import Reach
 from steergauge.runs.spec import spec_from
-from steergauge.runs.stages import Silent, Stages
+from steergauge.runs.stages import Stages
 from steergauge.runs.store import Store
 
 FLOOR = 1e-9

@@ -17,8 +17,8 @@ from steergauge.report.lifts import looks_of as looks_in
 from steergauge.runs import judge, plan
 from steergauge.runs import spec as specs
 from steergauge.runs.execute import audit, audit_traits
+from steergauge.runs.progress import Silent
 from steergauge.runs.spec import CORE, read_spec, spec_from
-from steergauge.runs.stages import Silent
 from steergauge.runs.stopping import decided, looks_of
 
 PLANNED = 60

@@ -24,8 +24,9 @@ from typing import Any
 from steergauge.engines import Engine, LocalEngine
 from steergauge.errors import InputError, SteergaugeError, StoreError
 from steergauge.runs.crew import ATTEMPTS, Crew, Member
+from steergauge.runs.progress import Progress
 from steergauge.runs.spec import Spec
-from steergauge.runs.stages import Cell, Make, Progress, Stages
+from steergauge.runs.stages import Cell, Make, Stages
 from steergauge.runs.store import Store, part_of
 from steergauge.runs.worker import (
     Job,

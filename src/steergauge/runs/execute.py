@@ -33,9 +33,10 @@ from steergauge.runs import tested as test
 from steergauge.runs.alternatives import soft_null_vectors
 from steergauge.runs.distributed import Pool, engine_name
 from steergauge.runs.geometry_findings import Measured, measured
+from steergauge.runs.progress import Named, Progress, Silent
 from steergauge.runs.reachability import Reach
 from steergauge.runs.spec import Spec, folder_name, spec_from
-from steergauge.runs.stages import Named, Progress, Silent, Stages, Workers
+from steergauge.runs.stages import Stages, Workers
 from steergauge.runs.store import Rows, Store
 from steergauge.runs.worker import Opening, refuse_another_model
 from steergauge.split import LanguageModel

@@ -29,7 +29,8 @@ from steergauge.geometry.published_nullspace import Recipe, published_nullspace
 from steergauge.intervention import Add, Scope, scope_named
 from steergauge.jacobian import widened
 from steergauge.linalg import Spectrum
-from steergauge.runs.stages import Progress, Stages
+from steergauge.runs.progress import Progress
+from steergauge.runs.stages import Stages
 from steergauge.runs.store import Rows
 from steergauge.scoring import Continuation, sequence_kl
 from steergauge.vector import SteeringVector

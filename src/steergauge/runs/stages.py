@@ -19,6 +19,7 @@ from steergauge.intervention import Add, Intervention, Scope, scope_named
 from steergauge.next_token import gains, next_token_distances
 from steergauge.prompts import Text, encode
 from steergauge.runs.plan import Inputs
+from steergauge.runs.progress import Progress, label_of
 from steergauge.runs.spec import Spec
 from steergauge.runs.store import Rows, Store
 from steergauge.scoring import Continuation
@@ -30,53 +31,6 @@ NUM_RANDOM_SCORED = 5
 
 PUBLISHED_LENGTH = 512
 """Characters of prompt and continuation that the published code scores."""
-
-_LABELS = {
-    "dose": "dose curve: {0}",
-    "geometry-": "geometry: {0} of {1}",
-    "reach-natural": "reachability: natural {0}",
-    "reach-goal-hidden-": "reachability: {0} of hidden prompt {1}",
-    "reach-goal-": "reachability: {0} of {1}",
-    "access ": "reachability: {0} behind {1}",
-}
-"""How a stage is shown, by what its name begins with: 0 its unit, 1 the rest of it."""
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Who is told how far the work is."""
-
-    def begin(self, label: str, total: int) -> None:
-        """A stage of `total` units begins."""
-
-    def advance(self, num: int) -> None:
-        """`num` more units of the stage are done."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    def begin(self, label: str, total: int) -> None:
-        """Nothing."""
-
-    def advance(self, num: int) -> None:
-        """Nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """Tells somebody else, with the name of the run."""
-
-    progress: Progress
-    name: str
-
-    def begin(self, label: str, total: int) -> None:
-        """A stage of `total` units begins."""
-        self.progress.begin(f"{self.name}: {label}", total)
-
-    def advance(self, num: int) -> None:
-        """`num` more units of the stage are done."""
-        self.progress.advance(num)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +144,7 @@ class Stages:
                 cut = replace(cell, name=cell.name + part, units=cell.units * len(own))
                 make = partial(Stages._draw, stage=stage, arms=own, samples=samples)
                 todo.append((make, cut))
-        return self._made(_label(stage, "texts"), todo)
+        return self._made(label_of(stage, "texts"), todo)
 
     def _draw(
         self, cell: Cell, *, stage: str, arms: Mapping[str, Arm], samples: int
@@ -214,7 +168,7 @@ class Stages:
         if probe is None or not self.spec.scores:
             return [row | {"score": None} for row in texts]
 
-        label = _label(stage, "scores")
+        label = label_of(stage, "scores")
         scores = self._by_prompt(f"scores-{stage}", label, texts, Stages._score)
         by_text = {_key(row): row["score"] for row in scores}
         return [row | {"score": by_text[_key(row)]} for row in texts]
@@ -429,7 +383,7 @@ class Stages:
         here = replace(self, workers=None)
         cells = self._cells_of(stage, prompts, samples)
         todo = [(lambda _, one: make(one.block, one.start), cell) for cell in cells]
-        return here._made(_label(stage, "texts"), todo)
+        return here._made(label_of(stage, "texts"), todo)
 
     def _cells_of(self, name: str, items: Sequence[Any], units: int) -> list[Cell]:
         """Blocks of items, each with its name and place; `units` an item."""
@@ -460,22 +414,6 @@ class Stages:
     def made(self, make: Make, cell: Cell) -> Rows:
         """The rows of a cell, made here unless they were made before."""
         return self.store.cell(cell.name, lambda: make(self, cell))
-
-
-def _label(stage: str, unit: str) -> str:
-    """What is done, of what, in which unit.
-
-    >>> _label("reach-goal-hidden-03", "texts"), _label("reach-goal-v", "texts")
-    ('reachability: texts of hidden prompt 3', 'reachability: texts of v')
-    >>> _label("access soft_prefix", "scores"), _label("reach-natural", "texts")
-    ('reachability: scores behind soft prefix', 'reachability: natural texts')
-    >>> _label("dose", "texts"), _label("environment {a}", "texts")
-    ('dose curve: texts', 'environment {a}: texts')
-    """
-    start = next((start for start in _LABELS if stage.startswith(start)), stage)
-    rest = stage.removeprefix(start).replace("_", " ")
-    rest = str(int(rest)) if rest.isdecimal() else rest
-    return _LABELS.get(start, "{2}: {0}").format(unit, rest, stage)
 
 
 def _scored(rows: Rows, values: Mapping[str, Any], **constant: str) -> Rows:

@@ -21,8 +21,9 @@ from steergauge.runs.execute import (
     unfinished,
 )
 from steergauge.runs.geometry import Geometry, part_name, rows_of
+from steergauge.runs.progress import Named, Progress, Silent
 from steergauge.runs.spec import Spec
-from steergauge.runs.stages import Named, Progress, Silent, Stages, Workers
+from steergauge.runs.stages import Stages, Workers
 from steergauge.runs.store import Store
 from steergauge.split import LanguageModel
 

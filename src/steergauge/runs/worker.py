@@ -22,8 +22,9 @@ from steergauge.engines import Engine, LocalEngine
 from steergauge.errors import ModelError, SteergaugeError, StoreError
 from steergauge.loading import load
 from steergauge.runs import plan
+from steergauge.runs.progress import Silent
 from steergauge.runs.spec import Spec
-from steergauge.runs.stages import Cell, Make, Silent, Stages
+from steergauge.runs.stages import Cell, Make, Stages
 from steergauge.runs.store import Store
 from steergauge.split import LanguageModel
 from steergauge.vector import SteeringVector
