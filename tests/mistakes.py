@@ -357,7 +357,7 @@ WRONG = {
     "looks at too few prompts": (
         AUDIT + " --vector {files}/v.safetensors --sequential --num-prompts 20",
         "BadSpec",
-        ["20 prompts in cells of 10", "nowhere to stop", "more prompts"],
+        ["20 prompts in cells of 10", "nowhere to stop", "at least 21 prompts"],
     ),
     "looks at T0": (
         AUDIT + " --vector {files}/v.safetensors --sequential --audits plumbing",

@@ -52,7 +52,7 @@ def input_device(model: Any) -> torch.device:
     """Where token ids go: to the embedding, if it is known."""
     try:
         embedding = model.get_input_embeddings()
-    except NotImplementedError:
+    except (AttributeError, NotImplementedError):
         return model.device
     return device_of(embedding)
 
